@@ -1,0 +1,43 @@
+# `make quick` and `make test` set up .venv by themselves; nothing outside this folder is touched.
+PYTHON ?= python3
+PROFILE ?= quick
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quick study figures test check export lab clean
+
+quick: .venv/installed       ## every figure and table from the embedded data set, in minutes
+	ssl-expr run --profile quick
+
+study: .venv/installed       ## the same at full length, overnight
+	ssl-expr run --profile study
+
+figures: .venv/installed     ## redraw from collected metrics: make figures PROFILE=study
+	ssl-expr figures --profile $(PROFILE)
+
+test: check                  ## everything that must hold before a commit
+	nbdev-test --n-workers 2
+	pytest
+
+check: .venv/installed       ## package in step with its notebooks, notebooks clean, style, types
+	nbdev-export
+	nbdev-clean
+	git diff --exit-code -- nbs ssl_expr
+	ruff check .
+	mypy
+
+export: .venv/installed      ## notebooks -> ssl_expr/
+	nbdev-export
+	nbdev-clean
+
+lab: .venv/installed         ## read and run the notebooks
+	jupyter lab nbs/index.ipynb
+
+.venv/installed: settings.ini setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
+	touch $@
+
+clean:                       ## remove results and the environment, keep figures
+	rm -rf results .venv .snakemake
