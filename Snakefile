@@ -21,6 +21,7 @@ COLLECTION_OF = {table: name for name, (tables, _) in COLLECTIONS.items() for ta
 rule all:
     input:
         expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=figures(), kind=KINDS),
+        expand(f"{DATA}/{{table}}.csv", table=COLLECTION_OF),
 
 
 # one rule for each experiment notebook

@@ -1,0 +1,68 @@
+"""A copy of the study in a folder of its own, so that tests never touch the repository's results."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = """
+dataset: toy
+prepare: {genes: 60}
+splits: {strict: [0], paper: [0]}
+encoder: {width: 16, depth: 2}
+arms:
+  scratch: {}
+  scarf: {method: scarf, epochs: 3, batch_size: 32}
+  scarf-marginal: {method: scarf, epochs: 3, batch_size: 32, settings: {replacement: marginal}}
+  vime: {method: vime, epochs: 2}
+  byol: {method: byol, epochs: 2, settings: {hidden: 32, projection: 16}}
+replacement_arms: [scarf-marginal]
+baselines: [logistic-genes, logistic-pca]
+fine_tuning: {fractions: [0.3, 1.0], repeats: 2, epochs: 3, patience: 2}
+architectures: {arms: [scratch, scarf], depths: [1, 2], widths: [8], fractions: [0.3]}
+pretraining_sizes: {arms: [scratch, scarf], sizes: [40, 0], fractions: [0.3]}
+corruption: {rates: [0.0, 0.5], replacements: [uniform, marginal]}
+grid: {depths: [1, 2], widths: [8], dropouts: [0.0, 0.2]}
+"""
+
+
+class StudyCopy:
+    "A copy of the notebooks and the workflow, with a tiny profile on made-up data."
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("nbs", "ssl_expr"): shutil.copytree(REPOSITORY/name, folder/name, ignore=shutil.ignore_patterns("__pycache__", "datasets"))
+        shutil.copy(REPOSITORY/"Snakefile", folder)
+        self.write_profile("tiny", TINY)
+        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def write_profile(self, name: str, text: str): (self.folder/"nbs"/"profiles"/f"{name}.yaml").write_text(text)
+
+    def command(self, *words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "ssl_expr.cli", *words], cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    def start(self, *words: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "ssl_expr.cli", *words], cwd=self.folder, env=self.environment,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def files(self, *patterns: str) -> dict[str, bytes]:
+        return {str(path.relative_to(self.folder)): path.read_bytes() for pattern in patterns for path in sorted(self.folder.glob(pattern))}
+
+    @staticmethod
+    def kill(process: subprocess.Popen): os.killpg(process.pid, signal.SIGKILL); process.wait()
+
+
+@pytest.fixture
+def study_copy(tmp_path: Path) -> StudyCopy: return StudyCopy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyCopy:
+    "The tiny study, run once from start to end; tests that change it make a copy."
+    copy = StudyCopy(tmp_path_factory.mktemp("finished"))
+    answer = copy.command("run", "--profile", "tiny")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return copy

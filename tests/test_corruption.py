@@ -1,0 +1,143 @@
+"Masks and replacements: exact counts, known sources, one generator."
+import itertools
+
+import pytest
+import torch
+
+from ssl_expr.corruption import Corruption, bernoulli_mask, fixed_count_mask, permute_columns
+
+MASKS, REPLACEMENTS = ("fixed_count", "bernoulli"), ("uniform", "marginal", "batch")
+every_kind = pytest.mark.parametrize("mask, replacement", list(itertools.product(MASKS, REPLACEMENTS)))
+
+
+def seed(number): return torch.Generator().manual_seed(number)
+
+
+@pytest.fixture
+def X(): return torch.randn(60, 101, generator=seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_genes, rate, want",
+                         [(101, 0.0, 0), (101, 0.3, 30), (101, 1.0, 101), (100, 0.29, 29), (7, 0.1, 0), (1, 1.0, 1)])
+def test_every_sample_loses_the_same_number_of_genes(n_genes, rate, want):
+    mask = fixed_count_mask(50, n_genes, rate, seed(0))
+    assert mask.dtype == torch.bool and mask.sum(1).tolist() == [want] * 50
+
+
+def test_every_subset_of_genes_is_equally_likely():
+    mask = fixed_count_mask(60_000, 5, 0.4, seed(0))
+    counts = torch.bincount((mask * 2 ** torch.arange(5)).sum(1), minlength=32)
+    counts = counts[counts > 0].double()
+    assert len(counts) == 10
+    chi_square = ((counts - 6000).square() / 6000).sum()
+    assert chi_square < 27.9  # 0.999 quantile with 9 degrees of freedom
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.9, 1.0])
+def test_a_coin_decides_every_entry(rate):
+    mask = bernoulli_mask(500, 200, rate, seed(0)).double()
+    deviation = (rate * (1 - rate)) ** 0.5
+    assert abs(mask.mean() - rate) <= 4 * deviation / 100_000 ** 0.5
+    per_gene = (mask.mean(0) - rate).abs().max()
+    assert per_gene <= 5 * deviation / 500 ** 0.5
+    assert abs(mask.sum(1).var() - 200 * deviation ** 2) <= 0.3 * 200 * deviation ** 2
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan"), "0.3"])
+@pytest.mark.parametrize("draw", [fixed_count_mask, bernoulli_mask])
+def test_a_rate_outside_zero_to_one_is_refused(draw, rate):
+    with pytest.raises(ValueError, match="rate must be a number between 0 and 1"):
+        draw(2, 3, rate, None)
+
+
+@every_kind
+def test_the_input_stays_untouched_and_nothing_moves_outside_the_mask(X, mask, replacement):
+    batch = X[:20].clone()
+    corrupted, drawn = Corruption(101, 0.3, mask, replacement).double().fit(X)(batch, seed(1))
+    assert torch.equal(batch, X[:20])
+    assert torch.equal(corrupted[~drawn], batch[~drawn])
+    assert (corrupted != batch)[drawn].double().mean() > 0.9
+    assert corrupted.dtype == batch.dtype
+
+
+@every_kind
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_nothing_or_everything_is_drawn_at_the_ends(X, mask, replacement, rate):
+    corrupted, drawn = Corruption(101, rate, mask, replacement).double().fit(X)(X[:8], seed(1))
+    assert drawn.double().mean() == rate
+    assert rate == 1.0 or torch.equal(corrupted, X[:8])
+
+
+@every_kind
+def test_the_same_seed_gives_the_same_draws(X, mask, replacement):
+    corruption = Corruption(101, 0.3, mask, replacement).fit(X)
+    first, again, other = (corruption(X[:9], seed(number)) for number in (5, 5, 6))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1]) and not torch.equal(first[0], other[0])
+
+
+@every_kind
+def test_the_global_random_state_is_neither_used_nor_moved(X, mask, replacement):
+    state = torch.get_rng_state()
+    Corruption(101, 0.3, mask, replacement).fit(X)(X[:9], seed(5))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_uniform_values_fill_the_training_range_and_stay_inside(X):
+    corruption = Corruption(101, 1.0, replacement="uniform").double().fit(X)
+    drawn, _ = corruption(X[:1].expand(4000, -1), seed(2))
+    low, high = X.amin(0), X.amax(0)
+    assert ((drawn >= low) & (drawn <= high)).all()
+    share = (drawn - low) / (high - low)
+    assert (share.mean(0) - 0.5).abs().max() < 5 * (1 / 12 / 4000) ** 0.5
+    assert share.amin(0).max() < 0.01 and share.amax(0).min() > 0.99
+
+
+def test_marginal_values_were_seen_in_that_gene_of_a_training_row(X):
+    held_out = X[40:]
+    drawn, _ = Corruption(101, 1.0, replacement="marginal").fit(X[:40])(held_out, seed(2))
+    assert (drawn[:, None, :] == X[None, :40]).any(1).all()
+    assert not (drawn[:, None, :] == held_out[None]).any()
+
+
+def test_marginal_values_come_from_every_row_and_every_entry_has_its_own():
+    X = torch.arange(10.)[:, None].expand(10, 200)
+    drawn, _ = Corruption(200, 1.0, replacement="marginal").fit(X)(X[:100].repeat(10, 1), seed(3))
+    counts = torch.bincount(drawn.long().flatten(), minlength=10)
+    assert (counts - 2000).abs().max() < 5 * (20_000 * 0.1 * 0.9) ** 0.5
+    assert all(len(row.unique()) > 5 for row in drawn)
+
+
+def test_batch_values_are_a_permutation_of_every_column_and_columns_differ(X):
+    drawn, _ = Corruption(101, 1.0, replacement="batch")(X[:12], seed(4))
+    assert torch.equal(drawn.sort(dim=0).values, X[:12].sort(dim=0).values)
+    orders = (drawn[:, None, :] == X[None, :12]).int().argmax(1).T
+    assert len(set(map(tuple, orders.tolist()))) > 90
+
+
+def test_every_order_of_a_column_is_equally_likely():
+    orders = permute_columns(torch.arange(3.)[:, None].expand(3, 30_000), seed(0)).T.long()
+    counts = torch.bincount((orders * torch.tensor([9, 3, 1])).sum(1)).double()
+    counts = counts[counts > 0]
+    assert len(counts) == 6 and ((counts - 5000).square() / 5000).sum() < 20.5  # 0.999 quantile, 5 degrees of freedom
+
+
+@pytest.mark.parametrize("replacement", ["uniform", "marginal"])
+def test_drawing_before_fitting_is_refused(replacement):
+    with pytest.raises(RuntimeError, match="call fit"):
+        Corruption(4, replacement=replacement)(torch.ones(2, 4))
+
+
+def test_training_rows_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="4 genes"):
+        Corruption(4).fit(torch.ones(5, 3))
+
+
+def test_a_saved_corruption_holds_ranges_but_never_samples(X):
+    assert list(Corruption(101, replacement="marginal").fit(X).state_dict()) == []
+    assert list(Corruption(101, replacement="batch").fit(X).state_dict()) == []
+    state = Corruption(101, replacement="uniform").fit(X).state_dict()
+    restored = Corruption(101, replacement="uniform")
+    restored.load_state_dict(state)
+    assert sorted(state) == ["high", "low"]
+    assert torch.equal(restored(X, seed(0))[0], Corruption(101).fit(X)(X, seed(0))[0])

@@ -1,0 +1,262 @@
+"""Data sets: what is inside, and the sentence that answers each bad file."""
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+
+from ssl_expr.data import check_matrix, datasets, fingerprint, load, register_dataset, toy, validate
+
+
+@pytest.fixture(scope="module")
+def tumours(): return load("coadread")
+
+
+@pytest.fixture
+def table():
+    values = {"TP53": [1.5, 2.5, 3.25], "MYC": [40.5, 0.5, 7.0]}
+    return pd.DataFrame(values, index=pd.Index(["s1", "s2", "s3"], name="sample"))
+
+
+def test_the_embedded_file_is_the_one_that_was_built_and_fits_the_package():
+    content = Path(str(files("ssl_expr"))).joinpath("datasets", "coadread.h5ad").read_bytes()
+    assert len(content) <= 18_000_000
+    assert hashlib.sha256(content).hexdigest().startswith("5ceb16d70e274323")
+
+
+def test_coadread_has_the_published_numbers_of_samples_genes_and_labels(tumours):
+    assert tumours.shape == (592, 20531) and tumours.X.dtype == np.float32
+    assert tumours.obs["patient"].nunique() == 592
+    assert tumours.obs["subtype"].value_counts().to_dict() == {"CIN": 328, "MSI": 63, "GS": 58, "HM-SNV": 10}
+    assert tumours.obs["subtype"].isna().sum() == 133
+    assert tumours.obs["site"].value_counts().to_dict() == {"colon": 438, "rectum": 154}
+    assert list(tumours.uns["labels"]) == ["subtype", "site"] and tumours.uns["units"] == "log2(RSEM+1)"
+
+
+def test_the_batch_annotation_marks_exactly_the_samples_with_missing_genes(tumours):
+    missing = np.isnan(tumours.X)
+    assert ((tumours.obs["batch"] == "reduced").to_numpy() == missing.any(1)).all()
+    assert missing.any(1).sum() == 227 and missing.any(0).sum() == 3024
+    assert missing.sum() == 227*3024
+
+
+def test_coadread_values_are_rounded_logarithms_and_never_negative(tumours):
+    values = tumours.X[~np.isnan(tumours.X)]
+    assert values.min() == 0 and 19 < values.max() < 20
+    assert (values*64 == np.round(values*64)).all()
+
+
+def test_every_named_data_set_keeps_the_contract():
+    for name in ("toy", "coadread"):
+        data = load(name)
+        assert name in datasets() and data.X.dtype == np.float32
+        assert data.obs_names.is_unique and data.var_names.is_unique and "patient" in data.obs
+        assert all(isinstance(text, str) for text in data.uns["provenance"].values())
+        for label in data.uns["labels"]: assert data.obs[label].dtype == "category"
+
+
+def test_a_new_source_is_one_registered_function(monkeypatch):
+    monkeypatch.setattr("ssl_expr.data._loaders", {})
+    register_dataset("mine")(lambda folder: toy(seed=len(str(folder))))
+    assert datasets() == ["mine"] and (load("mine", "abc").X == toy(seed=3).X).all()
+
+
+# toy
+
+def test_toy_is_decided_by_its_seed_alone():
+    np.random.seed(1)
+    first = toy(seed=7)
+    np.random.seed(2)
+    assert fingerprint(first) == fingerprint(toy(seed=7)) != fingerprint(toy(seed=8))
+
+
+def test_toy_labels_follow_the_programs_and_can_be_learned_from_the_genes():
+    data = toy(unlabelled=0)
+    assert (data.obs["truth"].cat.codes == data.obsm["programs"][:, :3].argmax(1)).all()
+    X = np.log2(data.X/data.X.sum(1, keepdims=True)*1e6 + 1)
+    X = (X - X[:200].mean(0))/(X[:200].std(0) + 1e-9)
+    y = data.obs["label"].astype(str).to_numpy()
+    assert LogisticRegression(C=0.01, max_iter=500).fit(X[:200], y[:200]).score(X[200:], y[200:]) > 0.75
+
+
+def test_toy_counts_are_whole_vary_more_than_poisson_and_differ_in_depth():
+    data = toy(400, n_programs=3, n_batches=1)
+    assert (data.X == np.round(data.X)).all() and (data.X >= 0).all()
+    assert (data.X.var(0) > data.X.mean(0)).mean() > 0.95
+    assert np.std(np.log(data.X.sum(1))) == pytest.approx(0.4, abs=0.06)
+
+
+def test_toy_shares_patients_hides_labels_and_shifts_batches_as_asked():
+    data = toy(90, samples_per_patient=3, unlabelled=0.3, n_batches=4)
+    assert data.obs["patient"].value_counts().eq(3).all()
+    assert data.obs["label"].isna().sum() == 27
+    assert data.obs.groupby("patient")["truth"].nunique().eq(1).all()
+    assert data.obs["batch"].nunique() == 4
+
+
+def test_toy_samples_of_a_patient_are_alike_and_batches_are_not():
+    data = toy(400, samples_per_patient=2)
+    X = np.log2(data.X/data.X.sum(1, keepdims=True)*1e6 + 1)
+    nearest = np.corrcoef(X - X.mean(0)) - 2*np.eye(400)
+    assert (nearest.argmax(1)//2 == np.arange(400)//2).mean() > 0.5     # the patient's other sample; by chance 1/399
+    first, dealt = (data.obs["batch"] == "batch-0").to_numpy(), np.random.default_rng(0).permutation(400) < 200
+    shift, chance = (abs(X[rows].mean(0) - X[~rows].mean(0)).mean() for rows in (first, dealt))
+    assert shift > 1.5*chance
+
+
+@pytest.mark.parametrize("settings", [{"n_classes": 1}, {"n_classes": 9}, {"unlabelled": 1.0}, {"n_genes": 0}])
+def test_toy_refuses_settings_that_make_no_data(settings):
+    with pytest.raises(ValueError): toy(**settings)
+
+
+# files
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "h5ad"])
+def test_the_same_matrix_comes_back_from_every_kind_of_file(table, tmp_path, suffix):
+    path = tmp_path/f"mine.{suffix}"
+    matrix = csr_matrix(table.to_numpy(np.float64))
+    if suffix == "parquet": table.to_parquet(path)
+    elif suffix == "h5ad": anndata.AnnData(matrix, table[[]], table.T[[]]).write_h5ad(path)
+    else: table.to_csv(path, sep={"csv": ",", "tsv": "\t"}[suffix])
+    data = load(path)
+    assert type(data.X) is np.ndarray and data.X.dtype == np.float32
+    np.testing.assert_array_equal(data.X, table.to_numpy(np.float32))
+    assert list(data.obs_names) == ["s1", "s2", "s3"] and list(data.var_names) == ["TP53", "MYC"]
+
+
+def test_a_file_without_patients_gets_one_per_sample_and_says_so(table, tmp_path):
+    table.to_csv(tmp_path/"mine.csv")
+    data = load("mine.csv", tmp_path)
+    assert list(data.obs["patient"]) == ["s1", "s2", "s3"] and "patient" in data.uns["provenance"]
+
+
+def test_patient_and_label_columns_are_split_off_from_the_matrix(table, tmp_path):
+    annotation = {"patient": [7, 7, 8], "label:stage": [1, None, 2], "site": ["a", "b", None]}
+    table.assign(**annotation).to_csv(tmp_path/"mine.csv")
+    data = load(tmp_path/"mine.csv", labels=["site", "stage"])
+    assert list(data.var_names) == ["TP53", "MYC"] and data.uns["labels"] == ["site", "stage"]
+    assert data.obs["site"].isna().tolist() == [False, False, True]
+    assert data.obs["stage"].isna().tolist() == [False, True, False]
+
+
+def test_numeric_sample_ids_keep_their_zeros(table, tmp_path):
+    table.set_axis(["007", "010", "1e3"]).to_csv(tmp_path/"mine.csv")
+    assert list(load(tmp_path/"mine.csv").obs_names) == ["007", "010", "1e3"]
+
+
+def test_missing_values_are_kept_as_missing(tmp_path):
+    (tmp_path/"mine.csv").write_text("id,A,B\ns1,1.5,\ns2,2,NA\ns3,3,4\n")
+    np.testing.assert_array_equal(np.isnan(load(tmp_path/"mine.csv").X), [[0, 1], [0, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("values, units", [("1,2", "counts"), ("1.5,2", "log2(x+1)"),
+                                           ("-1,2", "unknown"), ("1.5,99", "unknown")])
+def test_units_are_guessed_with_a_reason_and_a_statement_overrules(tmp_path, values, units):
+    (tmp_path/"mine.csv").write_text(f"id,A,B\ns1,{values}\n")
+    guessed = load(tmp_path/"mine.csv")
+    assert guessed.uns["units"] == units and guessed.uns["provenance"]["units"].startswith("guessed")
+    assert load(tmp_path/"mine.csv", units="TPM").uns["units"] == "TPM"
+
+
+def test_units_that_contradict_the_file_are_refused(tmp_path):
+    toy(20).write_h5ad(tmp_path/"mine.h5ad")
+    with pytest.raises(ValueError, match="says its units are counts, not TPM"): load(tmp_path/"mine.h5ad", units="TPM")
+
+
+BAD_TABLES = {
+    "text in the matrix": ("id,A,B\ns1,1,2\ns2,1,high\n", "text ('high') in sample 's2', gene 'B'"),
+    "a decimal comma": ("id;A\ns1;1,5\n", "1 names in its header but 2 columns"),
+    "duplicate genes": ("id,A,A\ns1,1,2\n", "gene 'A' 2 times"),
+    "duplicate genes, one with text": ("id,A,A\ns1,1,x\n", "gene 'A' 2 times"),
+    "duplicate samples": ("id,A,B\ns1,1,2\ns1,3,4\n", "sample 's1' 2 times"),
+    "an infinite value": ("id,A,B\ns1,1,2\ns2,inf,4\n", "infinite value in sample 's2', gene 'A'"),
+    "a gene without a name": ("id,A,\ns1,1,2\n", "a gene without a name"),
+    "a gene without any value": ("id,A,B\ns1,1,\ns2,2,\n", "no value of gene 'B'"),
+    "a header that is too short": ("A,B\ns1,1,2\n", "2 names in its header but 3 columns"),
+    "a row that is too long": ("id,A\ns1,1\ns2,1,2\n", "cannot be read as csv"),
+    "a header and nothing else": ("id,A\n", "cannot be read as csv"),
+    "nothing at all": ("", "cannot be read as csv"),
+    "ids and no genes": ("id\ns1\n", "at least one of each"),
+    "a patient missing": ("id,patient,A\ns1,p,1\ns2,,2\n", "without a patient"),
+}
+
+
+@pytest.mark.parametrize("text, message", BAD_TABLES.values(), ids=BAD_TABLES)
+def test_a_bad_table_is_answered_with_one_sentence_that_names_the_file(tmp_path, text, message):
+    path = tmp_path/"mine.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError) as refusal: load(path)
+    answer = str(refusal.value)
+    assert message in answer
+    assert answer.startswith(str(path)) and "\n" not in answer and ":" in answer
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "h5ad"])
+def test_a_damaged_file_is_answered_with_one_sentence(tmp_path, suffix):
+    path = tmp_path/f"mine.{suffix}"
+    if suffix == "h5ad":
+        toy(40).write_h5ad(path)
+        path.write_bytes(path.read_bytes()[:5000])
+    else: path.write_bytes(b"\x89\xff\x00\x01 not a table \xfe"*50)
+    with pytest.raises(ValueError, match=f"cannot be read as {suffix}.*write it again") as refusal: load(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_h5ad_without_a_matrix_is_refused(tmp_path):
+    anndata.AnnData(obs=pd.DataFrame(index=["s1"]), var=pd.DataFrame(index=["A"])).write_h5ad(tmp_path/"mine.h5ad")
+    with pytest.raises(ValueError, match="no matrix X"): load(tmp_path/"mine.h5ad")
+
+
+@pytest.mark.parametrize("name", ["coadred", "data.xlsx", "", "../toy"])
+def test_an_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match="unknown data set .*coadread, toy.*h5ad"): load(name)
+
+
+def test_a_missing_file_and_a_missing_label_column_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.csv: check the path"): load("nowhere.csv", tmp_path)
+    with pytest.raises(ValueError, match="no label column 'grade': it has patient"): load("toy", labels=["grade"])
+
+
+def test_negative_counts_are_refused_and_negative_logarithms_are_not():
+    data = toy(30)
+    data.X[4, 2] = -1
+    with pytest.raises(ValueError, match="negative count in sample 'sample-0004', gene 'gene-0002'"): validate(data)
+    data.uns["units"] = "log2(ratio)"
+    validate(data)
+
+
+# what reaches a network
+
+@pytest.mark.parametrize("value, message", [(np.nan, "a missing value in sample 's1', gene 'B'"),
+                                            (np.inf, "an infinite value in sample 's1', gene 'B'")])
+def test_a_value_that_is_no_number_is_named_by_sample_and_gene(value, message):
+    with pytest.raises(ValueError) as refusal: check_matrix([[1, value], [0, 0]], "X", ["A", "B"], ["s1", "s2"])
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("X", [np.ones(3), np.ones((0, 3)), np.array([["a"]]), np.array([[None]])])
+def test_what_is_not_a_matrix_of_numbers_is_refused(X):
+    with pytest.raises(ValueError, match="must"): check_matrix(X)
+
+
+@pytest.mark.parametrize("change", ["value", "label", "patient", "gene", "sample", "units"])
+def test_the_fingerprint_notices_every_kind_of_change(change):
+    data, before = toy(30), fingerprint(toy(30))
+    assert fingerprint(data) == before
+    if change == "value": data.X[3, 3] += 1
+    if change == "label": data.obs["label"] = data.obs["label"].to_numpy()[::-1]
+    if change == "patient": data.obs.loc["sample-0003", "patient"] = "patient-0004"
+    if change == "gene": data.var_names = [f"other-{name}" for name in data.var_names]
+    if change == "sample": data.obs_names = [f"other-{name}" for name in data.obs_names]
+    if change == "units": data.uns["units"] = "TPM"
+    assert fingerprint(data) != before
+
+
+def test_a_file_keeps_its_fingerprint(tmp_path):
+    toy(30).write_h5ad(tmp_path/"mine.h5ad")
+    assert fingerprint(load(tmp_path/"mine.h5ad")) == fingerprint(toy(30))

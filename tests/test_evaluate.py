@@ -1,0 +1,277 @@
+"""Scores against scikit-learn, intervals against brute force and simulation, labels saved on hand-made curves."""
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from ssl_expr.evaluate import (
+    METRICS,
+    _draw,
+    differences,
+    gain_area,
+    gain_areas,
+    label_curves,
+    labels_saved,
+    labels_saved_interval,
+    paired_difference,
+    resample,
+    saved,
+    scores,
+)
+
+C = 3
+
+
+def predictions_of(right_of, n_splits=1, n_repeats=1, fractions=(0.1, 1.0), arms=("scarf", "scratch"), seed=0,
+                   n_test=40, n_patients=60, samples_per_patient=1):
+    """`right_of(arm, fraction, hard, rng)` says who is classified rightly; patients differ in `hard`."""
+    rng, frames = np.random.default_rng(seed), []
+    truth, hard = rng.choice(C, n_patients, p=[0.73, 0.14, 0.13]), rng.normal(size=n_patients)
+    for split in range(n_splits):
+        patient = np.repeat(np.sort(rng.permutation(n_patients)[:n_test]), samples_per_patient)
+        for arm in arms:
+            for fraction in fractions:
+                for repeat in range(n_repeats):
+                    right = right_of(arm, fraction, hard[patient], rng)
+                    called = np.where(right, truth[patient], (truth[patient] + rng.integers(1, C, len(patient))) % C)
+                    frames.append(pd.DataFrame(dict(
+                        protocol="strict", split=split, arm=arm, mode="unfrozen", fraction=fraction, repeat=repeat,
+                        n_labels=int(200*fraction), epochs=1, sample=np.arange(len(patient)) + 1000*split,
+                        patient=[f"TCGA-{p}" for p in patient], truth=truth[patient],
+                        **{f"p{c}": 0.2 + 0.4*(called == c) for c in range(C)})))
+    return pd.concat(frames, ignore_index=True)
+
+
+def mostly(arm, fraction, hard, rng):
+    """Hard patients are hard for every arm; scarf is a little better."""
+    return hard + 0.3*rng.normal(size=len(hard)) < 0.5 + 0.5*fraction + 0.25*(arm == "scarf")
+
+
+def by_sklearn(truth, called):
+    with warnings.catch_warnings(action="ignore"): # of classes that a resample does not contain
+        return [accuracy_score(truth, called), balanced_accuracy_score(truth, called),
+                f1_score(truth, called, average="macro")]
+
+
+def calls(frame): return frame[["p0", "p1", "p2"]].to_numpy().argmax(1)
+
+
+def test_scores_are_those_of_scikit_learn():
+    predictions = predictions_of(mostly, n_splits=2, n_repeats=2)
+    table = scores(predictions)
+    assert len(table) == 2*2*2*2
+    for row in table.to_dict("records"):
+        part = predictions
+        for key in ("split", "arm", "fraction", "repeat"):
+            part = part[part[key] == row[key]]
+        np.testing.assert_allclose([row[m] for m in METRICS], by_sklearn(part["truth"], calls(part)), rtol=1e-6)
+
+
+def test_every_resample_is_scikit_learn_on_copied_rows():
+    predictions = predictions_of(mostly, arms=("scratch",), fractions=(0.5,), n_test=12, samples_per_patient=2)
+    drawn = resample(predictions, n_resamples=60, seed=3)
+    patients = np.unique(predictions["patient"])
+    weights, absent = _draw(len(patients), 60, 3), 0
+    for b in range(60):
+        times = pd.Series(weights[b + 1], patients)[predictions["patient"]].astype(int)
+        rows = predictions.loc[predictions.index.repeat(times)]
+        absent += rows["truth"].nunique() < predictions["truth"].nunique()
+        np.testing.assert_allclose(drawn.draws[0, b], by_sklearn(rows["truth"], calls(rows)), rtol=1e-5)
+    assert absent > 0, "some resample should lack a class, or that case is not tested"
+
+
+def test_splits_and_repeats_are_drawn_too():
+    predictions = predictions_of(mostly, n_splits=3, n_repeats=2, arms=("scratch",), fractions=(0.5,))
+    drawn = resample(predictions, n_resamples=20, seed=1)
+    patients = np.unique(predictions["patient"])
+    patient_weight, split_weight = _draw(len(patients), 20, 1), _draw(3, 20, 1, 1)
+    for b in range(21):
+        total = np.zeros(3)
+        for s in range(3):
+            repeat_weight = _draw(2, 20, 1, 2, s, 2)[b]
+            for r in range(2):
+                part = predictions[(predictions["split"] == s) & (predictions["repeat"] == r)]
+                times = pd.Series(patient_weight[b], patients)[part["patient"]].astype(int)
+                rows = part.loc[part.index.repeat(times)]
+                total += split_weight[b, s]/3*repeat_weight[r]/2*np.array(by_sklearn(rows["truth"], calls(rows)))
+        np.testing.assert_allclose(drawn.mean[0] if b == 0 else drawn.draws[0, b - 1], total, rtol=1e-5)
+
+
+def coverage(cluster_by, n_studies=500, n_patients=60, samples_per_patient=3):
+    """Share of simulated studies whose interval holds the true accuracy of 0.7; samples of a patient agree."""
+    right = np.repeat(np.random.default_rng(0).random((n_studies, n_patients)) < 0.7, samples_per_patient, axis=1)
+    samples = np.tile(np.arange(right.shape[1]), n_studies)
+    frame = pd.DataFrame(dict(protocol="strict", split=0, arm=np.repeat(np.arange(n_studies), right.shape[1]), mode="",
+                              fraction=1.0, repeat=0, n_labels=9, sample=samples, truth=0, p1=0.5))
+    frame["p0"] = 1.0*right.ravel()
+    frame["patient"] = samples//samples_per_patient if cluster_by == "patient" else samples
+    table = label_curves(frame)
+    table = table[table["metric"] == "accuracy"]
+    assert len(table) == n_studies
+    return ((table["low"] <= 0.7) & (0.7 <= table["high"])).mean()
+
+
+def test_intervals_by_patient_hold_the_truth_in_about_95_percent_of_studies():
+    assert 0.90 <= coverage("patient") <= 0.98
+
+
+def test_intervals_by_sample_would_be_too_narrow():
+    assert coverage("sample") < 0.85
+
+
+def test_a_patient_tested_in_every_split_is_one_patient():
+    """Five copies of one split hold no more patients than one: the interval must not shrink."""
+    one = predictions_of(mostly, arms=("scratch",), fractions=(0.5,))
+    five = pd.concat([one.assign(split=split) for split in range(5)])
+    np.testing.assert_allclose(resample(one).draws, resample(five).draws, rtol=1e-5)
+
+
+def test_a_paired_interval_is_narrower_than_an_unpaired_one():
+    drawn = resample(predictions_of(mostly, n_splits=2, n_repeats=2))
+    scarf, scratch = (drawn.draws[drawn.points.index[drawn.points["arm"] == arm]] for arm in ("scarf", "scratch"))
+    rng = np.random.default_rng(0)
+    def width(gap): return np.ptp(np.quantile(gap, [0.025, 0.975], axis=1), axis=0)
+    paired, unpaired = width(scarf - scratch), width(scarf - scratch[:, rng.permutation(1000)])
+    assert (paired < 0.7*unpaired)[:, 0].all() and (paired < unpaired).all()
+
+
+def test_verdicts_follow_from_the_interval():
+    def skill(arm, fraction, hard, rng): return hard < {"same": 0.2, "scratch": 0.2, "better": 1.0, "worse": -0.6}[arm]
+    table = differences(predictions_of(skill, arms=("same", "better", "worse", "scratch"), n_test=50))
+    table = table[table["metric"] == "accuracy"]
+    assert set(table["arm"]) == {"same", "better", "worse"} and (table["reference"] == "scratch").all()
+    for arm, verdict in dict(same="tie", better="better", worse="worse").items():
+        assert (table.loc[table["arm"] == arm, "verdict"] == verdict).all()
+    assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
+
+
+def test_what_arms_are_beside_it_does_not_move_an_interval():
+    predictions = predictions_of(mostly, n_splits=2, n_repeats=2, arms=("vime", "scarf", "scratch"))
+    whole = label_curves(predictions)
+    shuffled = predictions[predictions["arm"] == "scarf"].sample(frac=1, random_state=0)
+    alone = label_curves(shuffled)
+    same = whole[whole["arm"] == "scarf"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, same, rtol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_tables_to_the_last_bit():
+    predictions = predictions_of(mostly, n_splits=2, n_repeats=2)
+    for table in (label_curves, differences, saved, gain_areas):
+        assert table(predictions).equals(table(predictions)), table.__name__
+        assert table(resample(predictions)).equals(table(predictions)), table.__name__
+    assert not label_curves(predictions, seed=1)["low"].equals(label_curves(predictions)["low"])
+
+
+def test_scratch_is_compared_with_in_its_unfrozen_mode():
+    predictions = predictions_of(mostly)
+    untrained = predictions[predictions["arm"] == "scratch"].assign(mode="frozen")
+    logistic = predictions[predictions["arm"] == "scarf"].assign(arm="logistic-pca", mode="baseline")
+    table = differences(pd.concat([predictions, untrained, logistic]), ["scratch", "logistic-pca"])
+    def rivals(reference):
+        rows = table[table["reference"] == reference]
+        return set(zip(rows["arm"], rows["mode"], strict=True))
+    assert rivals("scratch") == {("scarf", "unfrozen"), ("scratch", "frozen"), ("logistic-pca", "baseline")}
+    assert rivals("logistic-pca") == {("scarf", "unfrozen"), ("scratch", "frozen"), ("scratch", "unfrozen")}
+
+
+def test_protocols_are_never_mixed():
+    predictions = predictions_of(mostly)
+    both = pd.concat([predictions, predictions_of(mostly, seed=9, n_test=30).assign(protocol="paper")])
+    table = label_curves(both)
+    assert table.groupby("protocol")["n_test"].unique().map(list).to_dict() == dict(paper=[30], strict=[40])
+    strict = table[table["protocol"] == "strict"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(strict, label_curves(predictions), rtol=1e-6)
+
+
+def test_arms_of_unequal_repeats_can_be_compared():
+    predictions = predictions_of(mostly, n_splits=2, n_repeats=3)
+    fewer = predictions[(predictions["arm"] == "scratch") | (predictions["repeat"] == 1)]
+    table = label_curves(fewer)
+    assert table.groupby("arm")["n_repeats"].unique().map(list).to_dict() == dict(scarf=[1], scratch=[3])
+    assert np.isfinite(differences(fewer)[["difference", "low", "high"]]).all(axis=None)
+
+
+def test_two_frames_are_compared_as_their_arms_are():
+    predictions = predictions_of(mostly, n_splits=2, n_repeats=2)
+    scarf, scratch = (predictions[predictions["arm"] == arm] for arm in ("scarf", "scratch"))
+    ours = paired_difference(scarf, scratch, "macro_f1")
+    table = differences(predictions)
+    theirs = table.loc[table["metric"] == "macro_f1", list(ours)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, theirs)
+    with pytest.raises(ValueError, match="metric must be one of"):
+        paired_difference(scarf, scratch, "auc")
+
+
+P = [0.1, 0.2, 0.6, 1.0]
+
+
+@pytest.mark.parametrize("curve, baseline, want", [
+    ([0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.7, 0.8], 0.0),    # itself
+    ([0.5, 0.8, 0.8, 0.8], [0.5, 0.6, 0.7, 0.8], 0.8),    # at 0.2 instead of 1
+    ([0.5, 0.7, 0.9, 0.9], [0.5, 0.6, 0.7, 0.8], 0.6),    # half-way from 0.2 to 0.6
+    ([0.9, 0.9, 0.9, 0.9], [0.5, 0.6, 0.7, 0.8], 0.9),    # at the first fraction: never less than that
+    ([0.5, 0.8, 0.6, 0.9], [0.5, 0.6, 0.7, 0.8], 0.8),    # first crossing, although it dips
+    ([0.5, 0.6, 0.7, 0.79], [0.5, 0.6, 0.7, 0.8], np.nan), # never
+    ([0.5, 0.6, 0.8, 0.9], [0.5, 0.8, 0.7, 0.7], -2.0),   # later than an early maximum
+    ([0.8, 0.8, 0.8, 0.8], [0.8, 0.8, 0.8, 0.8], 0.0)])   # flat
+def test_labels_saved_on_hand_made_curves(curve, baseline, want):
+    np.testing.assert_allclose(labels_saved(P, curve, baseline), want)
+
+
+def test_the_interval_of_labels_saved_says_when_the_level_is_out_of_reach():
+    baseline = np.tile([0.5, 0.6, 0.7, 0.8], (100, 1))
+    reaching = np.tile([0.5, 0.7, 0.9, 0.9], (100, 1))
+    assert labels_saved_interval(P, baseline, baseline) == (0.0, 0.0)
+    np.testing.assert_allclose(labels_saved_interval(P, reaching, baseline), (0.6, 0.6))
+    reaching[:10] = 0.1 # in a tenth of the resamples never
+    low, high = labels_saved_interval(P, reaching, baseline)
+    assert np.isnan(low) and np.isclose(high, 0.6)
+    reaching[:] = 0.1
+    assert np.isnan(labels_saved_interval(P, reaching, baseline)).all()
+
+
+def test_the_table_of_labels_saved_leaves_the_baseline_out_and_holds_its_estimate():
+    table = saved(predictions_of(mostly, fractions=(0.1, 0.3, 0.6, 1.0), n_splits=2, n_repeats=2))
+    assert list(table) == ["protocol", "arm", "mode", "metric", "saved", "low", "high"]
+    assert set(table["arm"]) == {"scarf"} and len(table) == 3
+    row = table[table["metric"] == "accuracy"].iloc[0]
+    assert row["low"] <= row["saved"] <= row["high"]
+
+
+def test_an_arm_equal_to_scratch_saves_nothing_and_gains_nothing():
+    scratch = predictions_of(mostly, arms=("scratch",), fractions=(0.1, 0.3, 1.0))
+    both = pd.concat([scratch, scratch.assign(arm="scarf")])
+    assert (saved(both)[["saved", "low", "high"]] == 0).all(axis=None)
+    assert (gain_areas(both)[["gain", "low", "high"]] == 0).all(axis=None)
+
+
+def test_gain_area_is_the_mean_height_of_the_gap():
+    curve, baseline = [0.6, 0.8, 0.8, 0.9], [0.5, 0.6, 0.8, 0.9]
+    np.testing.assert_allclose(gain_area(P, curve, baseline), 0.15)     # 0.1 and 0.2 up to 0.3
+    np.testing.assert_allclose(gain_area(P, curve, baseline, upto=0.6), (0.015 + 0.04)/0.5)
+    np.testing.assert_allclose(gain_area([0.3], [0.7], [0.6]), 0.1)     # one fraction
+    with pytest.raises(ValueError, match="no label fraction is at most 0.3"):
+        gain_area([0.5, 1.0], [1, 1], [0, 0])
+
+
+def test_a_resample_without_any_patient_of_a_small_split_is_survived():
+    predictions = predictions_of(mostly, n_splits=2, n_test=2)
+    table = label_curves(predictions)
+    assert np.isfinite(table[["mean", "low", "high"]]).all(axis=None)
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda p: p.drop(columns=["patient", "arm"]), "lack the column.s. arm, patient"),
+    (lambda p: p.iloc[:0], "no rows"),
+    (lambda p: p.assign(p0=np.nan), "NaN probabilities"),
+    (lambda p: p[~((p["arm"] == "scarf") & (p["sample"] == 3))],
+     "arm 'scratch' was tested on other samples than 'scarf'"),
+    (lambda p: p.assign(sample=p["sample"] + (p["arm"] == "scratch")), "was tested on other samples"),
+    (lambda p: p[~((p["arm"] == "scarf") & (p["split"] == 1))], "arm 'scarf' has 1 of 2 splits"),
+    (lambda p: p[p["arm"] == "scarf"], "reference arm 'scratch' has no predictions")])
+def test_a_mistake_gives_one_clear_sentence(spoil, message):
+    with pytest.raises(ValueError, match=message) as error:
+        differences(spoil(predictions_of(mostly, n_splits=2)))
+    assert "\n" not in str(error.value)

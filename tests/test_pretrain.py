@@ -1,0 +1,422 @@
+"The loop: reproducible, resumable, and clear about what it refuses."
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ssl_expr import pretrain as module
+from ssl_expr.nets import Encoder, embed, seeded
+from ssl_expr.objective import build
+from ssl_expr.pretrain import (
+    batches,
+    collapsed,
+    hold_out,
+    load_encoder,
+    pretrain,
+    save_encoder,
+    training_settings,
+)
+from ssl_expr.storage import load_tensors, save_tensors, tensor_digest
+
+SMALL = {"width": 8, "depth": 2}
+ARMS = [("scarf", {}), ("scarf", {"replacement": "marginal", "symmetric": True}), ("vime", {}), ("vime", {"redraw": False}),
+        ("byol", {"hidden": 16, "projection": 8, "head_dropout": 0.2})]
+X = np.random.default_rng(0).normal(size=(53, 17)).astype("float32")
+
+
+def fresh(name="scarf", n_genes=17, **settings):
+    with seeded(3): return build(name, n_genes, **SMALL | settings)
+
+
+def brief(objective, X=X, **settings):
+    return pretrain(objective, X, **{"epochs": 4, "batch_size": 16, "progress": False} | settings)
+
+
+def digest(objective) -> str: return tensor_digest(objective.state_dict())
+
+
+# ---------------------------------------------------------------------------------------------- the loop itself
+
+def plain_loop(objective, X, settings):
+    "A slow second version of the loop: plain loops, optimisers without fused or foreach kernels."
+    torch.manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+    train, _ = hold_out(len(X), settings.held_out, generator)
+    objective.fit_corruption(X[train])
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    rate, momentum = settings.learning_rate, settings.momentum
+    optimizer = {"adam": lambda: torch.optim.Adam(parameters, rate, foreach=False, fused=False),
+                 "adamw": lambda: torch.optim.AdamW(parameters, rate, foreach=False, fused=False),
+                 "sgd": lambda: torch.optim.SGD(parameters, rate, momentum, foreach=False, fused=False),
+                 "rmsprop": lambda: torch.optim.RMSprop(parameters, rate, 0.9, 1e-7, momentum=momentum, foreach=False),
+                 }[settings.optimizer]()
+    losses = []
+    for _ in range(settings.epochs):
+        objective.train()
+        sums = 0.0
+        for part in batches(len(train), settings.batch_size, generator):
+            optimizer.zero_grad()
+            loss = objective.loss(X[train[part]], generator, train[part])
+            loss.backward()
+            for p in parameters: p.grad = p.grad.contiguous() if p.grad is not None else None
+            optimizer.step()
+            objective.after_step()
+            sums += loss.item()*len(part)
+        losses.append(sums/len(train))
+    return losses
+
+
+@pytest.mark.parametrize("name, settings", ARMS)
+@pytest.mark.parametrize("optimizer, momentum", [("adam", 0.), ("adamw", 0.), ("sgd", 0.9), ("rmsprop", 0.)])
+def test_the_loop_with_fast_optimisers_equals_a_plain_one_in_double_precision(name, settings, optimizer, momentum):
+    data, choice = torch.from_numpy(X).double(), {"optimizer": optimizer, "momentum": momentum, "learning_rate": 1e-3}
+    fast, slow = fresh(name, **settings).double(), fresh(name, **settings).double()
+    history = brief(fast, data, seed=5, **choice)
+    with torch.random.fork_rng(devices=[]):
+        losses = plain_loop(slow, data, training_settings(slow, seed=5, epochs=4, batch_size=16, **choice))
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-10)
+    for a, b in zip(fast.state_dict().values(), slow.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("name, settings", ARMS)
+def test_every_gradient_lies_in_memory_like_its_parameter(name, settings):
+    "The fused kernels read raw memory: a gradient with transposed strides would give wrong updates in silence."
+    objective = fresh(name, **settings)
+    brief(objective, epochs=1)
+    rows = torch.arange(16)
+    objective.train().loss(torch.from_numpy(X[:16]), torch.Generator(), rows).backward()
+    for p in objective.parameters(): assert p.grad is None or p.grad.stride() == p.stride()
+
+
+@pytest.mark.parametrize("name, settings", ARMS)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(name, settings):
+    one, two, other = (fresh(name, **settings) for _ in range(3))
+    first = brief(one, seed=1)
+    torch.rand(5) # the caller's random state must not matter
+    pd.testing.assert_frame_equal(first, brief(two, seed=1), check_exact=True)
+    assert digest(one) == digest(two)
+    brief(other, seed=2)
+    assert digest(one) != digest(other)
+
+
+def test_the_callers_random_state_and_data_are_left_alone():
+    state, data = torch.get_rng_state(), X.copy()
+    brief(fresh(), data)
+    assert torch.equal(state, torch.get_rng_state()) and np.array_equal(data, X)
+
+
+@pytest.mark.parametrize("n_samples, batch_size", [(2, 2), (3, 2), (5, 2), (7, 3), (101, 25), (33, 32), (450, 256), (9, 1000)])
+def test_every_row_is_visited_once_and_no_batch_is_a_single_row(n_samples, batch_size):
+    parts = batches(n_samples, batch_size, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(parts).tolist()) == list(range(n_samples))
+    sizes = [len(part) for part in parts]
+    assert min(sizes) >= 2 and max(sizes) - min(sizes) <= 1 and max(sizes) <= max(batch_size, 3)
+
+
+def test_the_order_of_rows_changes_from_epoch_to_epoch():
+    generator = torch.Generator().manual_seed(0)
+    assert not torch.equal(torch.cat(batches(50, 10, generator)), torch.cat(batches(50, 10, generator)))
+
+
+@pytest.mark.parametrize("share, want", [(0, 0), (0.01, 2), (0.1, 10), (0.5, 50)])
+def test_the_held_out_rows_are_a_share_that_the_seed_chooses(share, want):
+    train, held_out = hold_out(100, share, torch.Generator().manual_seed(0))
+    assert len(held_out) == want and sorted([*train.tolist(), *held_out.tolist()]) == list(range(100))
+    if want: assert not torch.equal(held_out, hold_out(100, share, torch.Generator().manual_seed(1))[1])
+
+
+@pytest.mark.parametrize("name, settings", ARMS)
+def test_no_weight_depends_on_held_out_rows(name, settings):
+    _, held_out = hold_out(len(X), 0.1, torch.Generator().manual_seed(0))
+    noise = X.copy()
+    noise[held_out] = 1e3*np.random.default_rng(1).normal(size=(len(held_out), 17))
+    clean, scrambled = fresh(name, **settings), fresh(name, **settings)
+    histories = brief(clean), brief(scrambled, noise)
+    assert digest(clean) == digest(scrambled)
+    assert list(histories[0].loss) == list(histories[1].loss)
+    assert list(histories[0].held_out_loss) != list(histories[1].held_out_loss)
+
+
+def test_without_held_out_rows_all_are_trained_on():
+    history = brief(fresh(), held_out=0)
+    assert history.held_out_loss.isna().all() and history.loss.notna().all()
+
+
+def test_history_is_that_of_the_encoder_as_it_is():
+    objective = fresh()
+    history = brief(objective)
+    train, held_out = hold_out(len(X), 0.1, torch.Generator().manual_seed(0))
+    Z = embed(objective.encoder, X[torch.cat([held_out, train])])
+    assert list(history.columns) == ["epoch", "loss", "held_out_loss", "spread", "effective_rank"]
+    assert list(history.epoch) == [1, 2, 3, 4]
+    assert history.spread.iloc[-1] == module.embedding_spread(Z)
+    assert history.effective_rank.iloc[-1] == module.effective_rank(Z)
+
+
+# ---------------------------------------------------------------------------------------------- settings and data
+
+@pytest.mark.parametrize("name", ["scarf", "vime", "byol"])
+def test_published_settings_are_the_default(name):
+    objective = fresh(name)
+    settings = training_settings(objective)
+    for field in ("epochs", "batch_size", "optimizer", "learning_rate", "momentum"):
+        assert getattr(settings, field) == getattr(objective.paper_training, field)
+
+
+def test_the_published_momentum_does_not_follow_to_another_optimiser():
+    assert training_settings(fresh("byol")).momentum == 0.9
+    assert training_settings(fresh("byol"), optimizer="adam").momentum == 0
+
+
+@pytest.mark.parametrize("setting, value", [
+    ("epochs", "ten"), ("epochs", 0), ("epochs", 2.5), ("epochs", True), ("batch_size", 1), ("batch_size", "x"),
+    ("learning_rate", 0), ("learning_rate", -1), ("learning_rate", math.nan), ("learning_rate", "1e-3"), ("optimizer", "lion"),
+    ("optimizer", 3), ("momentum", 1), ("momentum", 0.9), ("held_out", 0.9), ("held_out", -0.1), ("seed", -1), ("seed", "a"),
+    ("checkpoint_every", 0), ("device", "abacus"), ("device", 1.5)])
+def test_a_setting_that_cannot_be_right_is_refused_by_name(setting, value):
+    with pytest.raises(ValueError, match=setting) as caught: brief(fresh(), **{setting: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data, message", [
+    (np.where(np.arange(X.size).reshape(X.shape) == 20, np.nan, X), r"missing value in row 1, \w+ 3"),
+    (np.where(np.arange(X.size).reshape(X.shape) == 20, np.inf, X), r"infinite value in row 1, \w+ 3"),
+    (X[:7], "at least 8 samples, got 7"), (X[:, :5], "shape"), (X[0], "shape"), (X[:0], "8 samples"),
+    (X.astype(str), "numbers"), ([["a"]*17]*9, "numbers"), ([[1.], [1., 2.]], "numbers"), (None, "X")])
+def test_data_that_cannot_be_trained_on_are_refused_in_one_sentence(data, message):
+    with pytest.raises(ValueError, match=message) as caught: brief(fresh(), data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("convert", [torch.from_numpy, pd.DataFrame, np.asfortranarray, lambda x: x.astype(float), list])
+def test_arrays_frames_and_tensors_give_the_same_bits(convert):
+    one, two = fresh(), fresh()
+    brief(one)
+    brief(two, convert(X.copy()))
+    assert digest(one) == digest(two)
+
+
+def test_a_read_only_array_is_no_trouble():
+    data = X.copy()
+    data.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        brief(fresh(), data)
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_epoch():
+    objective = fresh()
+    steps = []
+    def poison():
+        steps.append(1)
+        if len(steps) == 4: torch.nn.init.constant_(next(objective.head.parameters()), math.nan)
+    objective.after_step = poison
+    with pytest.raises(ValueError, match="nan in epoch 2: use a smaller learning_rate"): brief(objective)
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+class PowerCut(Exception): pass
+
+
+def fail_after(objective, n_steps: int):
+    "Let the n-th optimiser step end in a power cut."
+    done, after_step = [], objective.after_step
+    def after():
+        after_step()
+        done.append(1)
+        if len(done) == n_steps: raise PowerCut
+    objective.after_step = after
+    return objective
+
+
+@pytest.mark.parametrize("name, settings", ARMS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+def test_a_run_cut_twice_ends_at_the_same_bits(tmp_path, name, settings, optimizer):
+    choice = {"epochs": 7, "checkpoint": tmp_path/"c.safetensors", "checkpoint_every": 2, "optimizer": optimizer,
+              "learning_rate": 1e-3}
+    whole = fresh(name, **settings)
+    history = brief(whole, **choice | {"checkpoint": None})
+    for n_steps in (8, 10):
+        with pytest.raises(PowerCut): brief(fail_after(fresh(name, **settings), n_steps), **choice)
+    again = fresh(name, **settings)
+    torch.rand(7)
+    pd.testing.assert_frame_equal(brief(again, **choice), history, check_exact=True)
+    assert digest(again) == digest(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_finished_run_returns_at_once(tmp_path):
+    path = tmp_path/"c.safetensors"
+    one, two = fresh(), fresh()
+    history = brief(one, checkpoint=path)
+    before = path.stat().st_mtime_ns
+    two.after_step = None # a single step would fail
+    pd.testing.assert_frame_equal(brief(two, checkpoint=path), history, check_exact=True)
+    assert digest(one) == digest(two) and path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("what, objective, data, settings", [
+    ("data", {}, X + 1e-3, {}), ("temperature", {"temperature": 0.5}, X, {}), ("learning_rate", {}, X, {"learning_rate": 1e-2}),
+    ("epochs", {}, X, {"epochs": 5}), ("seed", {}, X, {"seed": 1}), ("objective", {"name": "vime"}, X, {}),
+    ("width", {"width": 16}, X, {})])
+def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, what, objective, data, settings):
+    path = tmp_path/"c.safetensors"
+    brief(fresh(), checkpoint=path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"another pretraining \(other .*{what}.*delete it or use another path"):
+        brief(fresh(**objective), data, checkpoint=path, **settings)
+    assert path.read_bytes() == content
+
+
+def test_a_checkpoint_of_other_initial_weights_is_refused(tmp_path):
+    path, other = tmp_path/"c.safetensors", fresh()
+    brief(fresh(), checkpoint=path)
+    with torch.no_grad(): next(other.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="other initial weights"): brief(other, checkpoint=path)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:len(whole)//2], lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+                                    lambda whole: b""])
+def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+    path = tmp_path/"c.safetensors"
+    brief(fresh(), checkpoint=path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="c.safetensors is damaged"): brief(fresh(), checkpoint=path)
+
+
+def test_an_encoder_is_no_checkpoint(tmp_path):
+    save_encoder(tmp_path/"e", Encoder(17, **SMALL))
+    with pytest.raises(ValueError, match="another pretraining"): brief(fresh(), checkpoint=tmp_path/"e")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_from_which_the_run_goes_on(tmp_path, monkeypatch):
+    path = tmp_path/"c.safetensors"
+    choice = {"epochs": 6, "checkpoint": path, "checkpoint_every": 2}
+    whole = fresh()
+    history = brief(whole, epochs=6)
+    saves = []
+    def full_at_the_second(*arguments):
+        saves.append(1)
+        if len(saves) == 2: raise OSError(28, "No space left on device")
+        return save_file(*arguments)
+    from ssl_expr import storage
+    save_file = storage.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "save_file", lambda tensors, path, metadata: full_at_the_second(tensors, path, metadata))
+        with pytest.raises(OSError, match="The disk is full"): brief(fresh(), **choice)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and len(load_tensors(path)[0]["history"]) == 2
+    again = fresh()
+    pd.testing.assert_frame_equal(brief(again, **choice), history, check_exact=True)
+    assert digest(again) == digest(whole)
+
+
+PRETRAIN_SLOWLY = """
+import sys, time, numpy as np
+from ssl_expr.nets import seeded
+from ssl_expr.objective import build
+from ssl_expr.pretrain import pretrain
+from ssl_expr.storage import tensor_digest
+folder, pause = sys.argv[1], float(sys.argv[2])
+X = np.random.default_rng(0).normal(size=(53, 17)).astype("float32")
+with seeded(3): objective = build("scarf", 17, width=8, depth=2)
+step = objective.after_step
+def after_step(): time.sleep(pause); step()
+objective.after_step = after_step
+history = pretrain(objective, X, 40, 16, checkpoint=folder + "/c.safetensors", checkpoint_every=3)
+print("END", tensor_digest(objective.state_dict()), history.to_json(double_precision=15))
+"""
+
+
+def test_killed_with_signal_9_in_the_middle_the_same_command_ends_at_the_same_bits(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    def command(folder: Path, pause: float) -> list[str]:
+        folder.mkdir(exist_ok=True)
+        return [sys.executable, "-c", PRETRAIN_SLOWLY, str(folder), str(pause)]
+    def run(folder: Path) -> str:
+        done = subprocess.run(command(folder, 0), capture_output=True, text=True, env=environment, check=True)
+        return done.stdout.split("END")[1]
+
+    cut = tmp_path/"cut"
+    process = subprocess.Popen(command(cut, 0.02), env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (cut/"c.safetensors").exists() and time.monotonic() < deadline and process.poll() is None: time.sleep(0.01)
+    time.sleep(0.1) # into the epochs after the save
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(load_tensors(cut/"c.safetensors")[0]["history"]) < 40
+    (cut/".partial-01234567-c.safetensors").write_bytes(b"what a kill during a save leaves behind")
+    assert run(cut) == run(tmp_path/"whole")
+    assert [path.name for path in cut.iterdir()] == ["c.safetensors"]
+
+
+# ---------------------------------------------------------------------------------------------- what is shown
+
+def test_a_log_gets_about_ten_lines_with_loss_spread_and_rank(capsys):
+    brief(fresh(), epochs=57, progress=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert 8 <= len(lines) <= 12 and lines[0].startswith("scarf epoch 1/57: loss") and "epoch 57/57" in lines[-1]
+    assert all("spread" in line and "effective rank" in line and "held out" in line for line in lines)
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(module, "_someone_watches", lambda: True)
+    brief(fresh(), progress=True)
+    shown = capsys.readouterr()
+    assert "4/4" in shown.err and "spread" in shown.err and not shown.out
+
+
+def test_silence_on_request(capsys):
+    brief(fresh())
+    assert "".join(capsys.readouterr()) == ""
+
+
+@pytest.mark.parametrize("spread, rank, want", [(0.05, 20., True), (0.5, 1.5, True), (0.5, 20., False)])
+def test_a_collapse_is_evident_after_five_epochs_in_a_row(spread, rank, want):
+    sick, well = [1, 0.1, 0.1, spread, rank], [1, 0.1, 0.1, 0.9, 30.]
+    assert collapsed([well, *[sick]*5]) is want
+    assert not collapsed([sick]*4) and not collapsed([*[sick]*4, well])
+
+
+def test_a_collapsing_run_warns_once_and_a_healthy_one_never():
+    objective, steps = fresh(), []
+    def silence_from_epoch_3():
+        steps.append(1)
+        last = objective.encoder.blocks[-1][1]
+        if len(steps) > 6: # three steps per epoch
+            with torch.no_grad(): last.weight.zero_(); last.bias.fill_(1.)
+    objective.after_step = silence_from_epoch_3
+    with pytest.warns(UserWarning, match="have collapsed .epoch 7: spread 0.000, effective rank 0.0") as caught:
+        brief(objective, epochs=12)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        brief(fresh(), epochs=12)
+
+
+# ---------------------------------------------------------------------------------------------- encoders on disk
+
+def test_an_encoder_comes_back_with_its_metadata(tmp_path):
+    encoder = Encoder(17, 8, 3, 0.5)
+    state = torch.get_rng_state()
+    save_encoder(tmp_path/"e", encoder, {"genes": list("abc"), "objective": "scarf"})
+    again, about = load_encoder(tmp_path/"e")
+    assert about == {"genes": list("abc"), "objective": "scarf"} and not again.training
+    assert (again.n_genes, again.width, again.depth, again.dropout) == (17, 8, 3, 0.5)
+    assert torch.equal(embed(again, X), embed(encoder, X)) and torch.equal(state, torch.get_rng_state())
+
+
+def test_a_file_that_holds_no_encoder_is_refused(tmp_path):
+    for metadata in ({}, {"encoder": {"n_genes": 3}}, {"encoder": {"n_genes": "x"}}, {"encoder": 1}):
+        save_tensors(tmp_path/"e", {"weight": torch.ones(2)}, metadata)
+        with pytest.raises(ValueError, match="holds no encoder"): load_encoder(tmp_path/"e")
