@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 
-from .data import check_matrix
+from .checks import check_matrix
 from .finetune import check_labels, plan_runs, prediction_frame
 from .splits import Split
 

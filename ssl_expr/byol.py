@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .corruption import Corruption
-from .nets import check_choice, check_number, mlp
+from .checks import check_choice, check_number
+from .nets import mlp
 from .objective import Objective, TrainingSettings, register
 
 # %% ../nbs/32_byol.ipynb #cell-05
@@ -24,7 +25,8 @@ def byol_loss(
 ) -> Tensor:             # scalar between 0 and 4
     "2 - 2 cos between prediction and target, averaged over the batch."
     if prediction.shape != target.shape:
-        raise ValueError(f"byol_loss needs two matrices of one shape, got {tuple(prediction.shape)} and {tuple(target.shape)}")
+        raise ValueError("byol_loss needs two matrices of one shape, "
+                         f"got {tuple(prediction.shape)} and {tuple(target.shape)}")
     return (2 - 2 * F.cosine_similarity(prediction, target.detach(), dim=-1)).mean()
 
 # %% ../nbs/32_byol.ipynb #cell-11
@@ -56,7 +58,8 @@ class BYOL(Objective):
         check_number("head_dropout", head_dropout, 0, 1)
         check_number("ema_decay", ema_decay, 0, 1)
         check_choice("symmetric", symmetric, (False, True))
-        self.corruption_rate, self.replacement, self.hidden, self.projection = corruption_rate, replacement, hidden, projection
+        self.corruption_rate, self.replacement = corruption_rate, replacement
+        self.hidden, self.projection = hidden, projection
         self.head_dropout, self.ema_decay, self.symmetric = head_dropout, ema_decay, symmetric
         self.corruption = Corruption(n_genes, corruption_rate, "bernoulli", replacement)
         self.projector = mlp([width, hidden, projection], batch_norm=True, dropout=head_dropout)
@@ -80,5 +83,5 @@ class BYOL(Objective):
     @torch.no_grad()
     def after_step(self) -> None:
         "Move the target: parameter by parameter, `ema_decay` of the old and the rest of the new."
-        online = [*self.encoder.parameters(), *self.projector.parameters()]
+        online: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
         get_ema_multi_avg_fn(self.ema_decay)(list(self.target.parameters()), online, None)

@@ -55,15 +55,12 @@ def run_notebook(
     check_parameters(notebook, values, declared(notebook))
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
-    from jupyter_client.manager import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
-    class LocalKernelManager(AsyncKernelManager):
-        transport = "ipc"  # files instead of network ports: nothing listens where others could connect
     output = Path(output)
     with locked(output.with_suffix(".lock"), f"{output} is being executed by another process: wait for it or stop it."):
         try:
             papermill.execute_notebook(repository()/"nbs"/f"{notebook}.ipynb", output, values, kernel_name="python3", cwd=repository(),
-                                       progress_bar=False, log_output=False, kernel_manager_class=LocalKernelManager)
+                                       progress_bar=False, log_output=False, extra_arguments=["--IPKernelApp.log_level=40"])
         except PapermillExecutionError as error:
             raise RuntimeError(f"{notebook} failed: {error.ename}: {error.evalue} (all cells: {output})") from None
 
@@ -162,7 +159,7 @@ def embed_file(
     "Embed every sample of an expression file with a saved model."
     from ssl_expr.data import load
     from ssl_expr.estimator import SSLEncoder
-    from ssl_expr.storage import atomic
+    from ssl_expr.files import atomic
     write:dict[str, Callable] = {".csv": lambda frame, path: frame.to_csv(path), ".tsv": lambda frame, path: frame.to_csv(path, sep="\t"),
                                  ".parquet": lambda frame, path: frame.to_parquet(path)}
     kind = Path(output).suffix

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from .evaluate import differences, gain_areas, label_curves, resample, saved
-from . import pretrain  # noqa: F401 so that the objectives are registered
 from .objective import objectives
 from .prepare import load_prepared
+from .pretrain import training_settings
 from .run import read_record, repository
-from .storage import atomic, write_atomic
+from .files import atomic, write_atomic
 from .study import COLLECTIONS, TARGETS, Plan, PlannedRun
 
 # %% ../nbs/77_collect.ipynb #cell-06
@@ -96,11 +96,11 @@ def settings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     rows = []
     for arm, recipe in plan.profile["arms"].items():
         if "method" not in recipe: continue
-        objective = objectives()[recipe["method"]]
-        paper = vars(objective.paper_training) | objective(8).settings()
-        code = vars(objective.code_training) | objective.code_settings
-        used = paper | plan.profile["encoder"] | recipe.get("settings", {}) | {name: value for name, value in recipe.items() if name in paper}
-        rows += [dict(arm=arm, setting=name, paper=value, code=code.get(name, value), used=used[name]) for name, value in paper.items() if name != "n_genes"]
+        method, given = objectives()[recipe["method"]], {name: value for name, value in recipe.items() if name not in ("method", "settings")}
+        published = method(8).settings()
+        paper, code = vars(method.paper_training) | published, vars(method.code_training) | published | method.code_settings
+        used = vars(training_settings(method(8), **given)) | published | plan.profile["encoder"] | recipe.get("settings", {})
+        rows += [dict(arm=arm, setting=name, paper=value, code=code[name], used=used[name]) for name, value in paper.items()]
     return dict(settings=pd.DataFrame(rows, columns=["arm", "setting", "paper", "code", "used"]))
 
 def embeddings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .nets import check_choice, check_number
+from .checks import check_choice, check_number
 
 # %% ../nbs/25_corruption.ipynb #cell-05
 def fixed_count_mask(

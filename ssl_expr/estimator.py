@@ -20,12 +20,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 import torch
 
-from .data import check_matrix
+from .checks import check_matrix
 from .nets import Encoder, embed, seeded
 from .objective import build
 from .preprocess import Coverage, ZScore, align_genes
 from .pretrain import COLUMNS, pretrain
-from .storage import load_tensors, read_json, save_tensors, tensor_digest, write_atomic
+from .files import read_json, write_atomic
+from .storage import load_tensors, save_tensors, tensor_digest
 
 # %% ../nbs/60_estimator.ipynb #cell-06
 def _table(
@@ -51,7 +52,10 @@ def align_table(
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"Alignment needs gene names, and a {type(data).__name__} has none: "
                          "give a DataFrame or an AnnData")
-    matrix, coverage = align_genes(table.to_numpy(np.float64), list(table.columns), list(genes))
+    try: numbers = table.to_numpy(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The data hold more than numbers ({error}): keep the columns of genes only") from error
+    matrix, coverage = align_genes(numbers, list(table.columns), list(genes))
     absent = genes.isin(coverage.missing)
     matrix[:, absent] = means[absent]
     return pd.DataFrame(matrix, index=table.index, columns=genes), coverage
@@ -90,6 +94,8 @@ class SSLEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         y=None,  # ignored
     )->"SSLEncoder":
         "Pretrain on the samples of `X`; `ValueError` when they or the settings cannot be used."
+        if not isinstance(self.objective_settings, (dict, type(None))):
+            raise ValueError(f"objective_settings must be a dict or None, got {self.objective_settings!r}")
         matrix = self._checked(_table(X), reset=True)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         settings = dict(width=self.width, depth=self.depth, dropout=self.dropout)

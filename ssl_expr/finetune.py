@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from .data import check_matrix
-from .nets import Encoder, check_choice, check_number, embed, seeded
+from .checks import check_choice, check_matrix, check_number
+from .nets import Encoder, embed, seeded
 from .splits import Split, label_fraction
 
 # %% ../nbs/45_finetune.ipynb #cell-06

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import fingerprint, load
-from .preprocess import preprocessor
 from .splits import Split, drop_small_classes, fitting_rows, make_split
 from .storage import load_tensors, save_tensors
 
@@ -36,20 +34,22 @@ class Prepared:
 def prepare(
     dataset:str,                     # name known to `load`, or the path of an expression file
     label:str="",                    # sample annotation to predict; empty: the data set's first
+    units:str="",                    # of a file that does not state them: counts, log2(x+1) ...; empty: as stated or guessed
     protocol:str="strict",           # "strict" (patients apart, fitted on training rows) or "paper"
     split:int=0,                     # which split: seeds the draw of patients
     genes:int=0,                     # keep this many most variable genes; 0: all
     min_class_size:int=15,           # classes with fewer samples lose their label (they still serve pretraining)
     test_share:float=0.2,            # share of the labelled patients in the test set
-    validation_share:float=0.15,     # share of the remaining labelled patients that select the epoch
-    labelled_share:float=1.0,        # share of the remaining labelled patients that keep their label
+    validation_share:float=0.15,     # share of the labelled patients that select the epoch, to the nearest fold
+    labelled_share:float=1.0,        # share of the labels outside the test set that are kept
     disjoint_pretraining:bool=False, # True: labelled training rows take no part in pretraining (as in the paper)
 )->Prepared:
     "Load, split by patient, fit the preprocessing on the rows it may see, transform all rows."
-    adata = load(dataset)
-    label = label or adata.uns["labels"][0]
-    if label not in adata.obs:
-        raise ValueError(f"{dataset} has no label {label!r}: choose one of {', '.join(adata.uns['labels'])}.")
+    from ssl_expr.data import fingerprint, load  # here, because most runs only read the result and need not wait for these
+    from ssl_expr.preprocess import preprocessor
+    adata = load(dataset, labels=[label] if label else [], units=units or None)
+    if not adata.uns["labels"]: raise ValueError(f"{dataset} has no label column: name one with `label`.")
+    label = adata.uns["labels"][0]
     labels = drop_small_classes(adata.obs[label].astype(object).to_numpy(), min_class_size)
     patients = adata.obs["patient"].astype(str).to_numpy()
     rows = make_split(labels, patients, protocol, split, test_share, validation_share, labelled_share, disjoint_pretraining)

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from . import byol, scarf, vime # noqa: F401 so that their objectives are registered
 from .collapse import effective_rank, embedding_spread
-from .data import check_matrix
-from .nets import Encoder, check_choice, check_number, embed, seeded
+from .checks import check_choice, check_matrix, check_number
+from .nets import Encoder, embed, seeded
 from .objective import Objective
-from .storage import load_tensors, remove_leftovers, save_tensors, tensor_digest
+from .files import remove_leftovers
+from .storage import load_tensors, save_tensors, tensor_digest
 
 # %% ../nbs/40_pretrain.ipynb #cell-08
 @dataclass(frozen=True)
@@ -234,18 +235,16 @@ def _as_tensor(
     device:torch.device, # where it goes
 )->Tensor:               # (N, G), finite
     "The expression matrix as one tensor; `ValueError` in one sentence when it cannot be trained on."
-    reference = next(objective.parameters())
-    if not isinstance(X, Tensor):
-        number = np.float64 if reference.dtype == torch.float64 else np.float32
-        try: X = torch.from_numpy(np.require(X, number, ["C", "W"]))
-        except (TypeError, ValueError) as error:
-            raise ValueError("X must hold numbers only: check for text or ragged rows") from error
-    if X.ndim != 2 or X.shape[1] != objective.encoder.n_genes:
-        raise ValueError(f"X must have shape (samples, {objective.encoder.n_genes}), got {tuple(X.shape)}: "
+    numbers = check_matrix(X.detach().cpu() if isinstance(X, Tensor) else X, "X")
+    if numbers.shape[1] != objective.encoder.n_genes:
+        raise ValueError(f"X must have shape (samples, {objective.encoder.n_genes}), got {numbers.shape}: "
                          "build the objective with the number of genes of X")
-    if len(X) < 8: raise ValueError(f"Pretraining needs at least 8 samples, got {len(X)}: use a larger data set")
-    check_matrix(X.detach().cpu().numpy(), "X")
-    return X.detach().to(device, reference.dtype)
+    if len(numbers) < 8:
+        raise ValueError(f"Pretraining needs at least 8 samples, got {len(numbers)}: use a larger data set")
+    precision = next(objective.parameters()).dtype
+    if isinstance(X, Tensor): return X.detach().to(device, precision)
+    kind = np.float64 if precision == torch.float64 else np.float32
+    return torch.from_numpy(np.require(numbers, kind, ["C", "W"])).to(device, precision)
 
 def _device(name:str)->torch.device:
     "The torch device called `name`; auto = a GPU when there is one."

@@ -30,7 +30,7 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 
 from .run import provenance
-from .storage import atomic, read_json
+from .files import atomic, read_json
 
 # %% ../nbs/70_report.ipynb #cell-05
 SINGLE, DOUBLE = 3.3, 6.9   # inches: one journal column, two journal columns

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .storage import write_atomic
+from .files import write_atomic
 
 # %% ../nbs/65_run.ipynb #cell-06
 @cache

@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 # %% ../nbs/15_splits.ipynb #cell-06
 def _codes(labels) -> tuple[np.ndarray, pd.Index]:
@@ -64,6 +63,7 @@ def _one_fold(
     rows:np.ndarray, codes:np.ndarray, groups:np.ndarray, n_folds:int, seed:int,
 )->tuple[np.ndarray, np.ndarray]:
     "`rows` in two: all but one of `n_folds` stratified folds, and that one; a group is never divided."
+    from sklearn.model_selection import StratifiedGroupKFold  # here: whoever only reads a split need not wait for it
     if np.bincount(codes[rows]).max() < n_folds:
         raise ValueError(f"{len(rows)} labelled samples are too few for one of {n_folds} parts: keep more labels")
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)

@@ -86,8 +86,9 @@ class Plan:
         self.name, self.profile, self.runs = name, profile, {}
         self.root = f"results/{name}/{re.sub('[^A-Za-z0-9_-]', '-', Path(profile['dataset']).stem)}"
         for number, (protocol, splits) in enumerate(profile["splits"].items()):
+            arms = {arm: recipe for arm, recipe in profile["arms"].items() if number == 0 or arm not in profile["replacement_arms"]}
             for split in splits:
-                self._compare_arms(protocol, split)
+                self._compare_arms(arms, protocol, split)
                 if number == 0: self._ask_more(protocol, split)
 
     def _add(self, experiment:str, folder:str, values:dict[str, Any], needs:tuple[str, ...]=(), **where:Any)->str:
@@ -97,14 +98,14 @@ class Plan:
         self.runs[target] = PlannedRun(experiment, target, given, needs, **where)
         return target
 
-    def _compare_arms(self, protocol:str, split:int):
+    def _compare_arms(self, arms:dict[str, Any], protocol:str, split:int):
         "Every arm and baseline on one split (Fig. 3)."
         profile, base, where = self.profile, f"{self.root}/{protocol}/split{split}", dict(protocol=protocol, split=split)
         prepared = self._add("prepare", base, where | {"dataset": profile["dataset"]} | profile["prepare"], **where)
         strict = protocol == "strict"
         shared = profile["fine_tuning"] | dict(prepared=prepared, vary_subset=strict)
         shown = {}
-        for arm, recipe in profile["arms"].items():
+        for arm, recipe in arms.items():
             for seed in profile["seeds"]:
                 folder, here = f"{base}/{arm}/seed{seed}", where | dict(arm=arm, seed=seed)
                 encoder = "method" in recipe and self._add(

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .corruption import Corruption
-from .nets import check_choice, check_number, mlp
+from .checks import check_choice, check_number
+from .nets import mlp
 from .objective import Objective, TrainingSettings, register
 
 # %% ../nbs/31_vime.ipynb #cell-05

@@ -145,6 +145,14 @@ def test_verdicts_follow_from_the_interval():
     for arm, verdict in dict(same="tie", better="better", worse="worse").items():
         assert (table.loc[table["arm"] == arm, "verdict"] == verdict).all()
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
+    same = table[table["arm"] == "same"] # equal on every patient, so equal in every draw of patients
+    assert (same[["difference", "low", "high"]] == 0).all(axis=None)
+
+
+def test_a_gap_smaller_than_its_interval_is_a_tie():
+    def skill(arm, fraction, hard, rng): return rng.random(len(hard)) < 0.7 + 0.02*(arm == "scarf")
+    table = differences(predictions_of(skill, n_splits=2, n_repeats=2))
+    assert (table["difference"] != 0).all() and (table["verdict"] == "tie").all()
 
 
 def test_what_arms_are_beside_it_does_not_move_an_interval():
@@ -257,9 +265,9 @@ def test_gain_area_is_the_mean_height_of_the_gap():
 
 
 def test_a_resample_without_any_patient_of_a_small_split_is_survived():
-    predictions = predictions_of(mostly, n_splits=2, n_test=2)
-    table = label_curves(predictions)
-    assert np.isfinite(table[["mean", "low", "high"]]).all(axis=None)
+    def always(arm, fraction, hard, rng): return np.ones(len(hard), bool)
+    table = label_curves(predictions_of(always, n_splits=3, n_test=2))
+    assert (table[["mean", "low", "high"]] == 1).all(axis=None)
 
 
 @pytest.mark.parametrize("spoil, message", [

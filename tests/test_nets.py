@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_expr.nets import Encoder, check_choice, check_number, embed, mlp, seeded
+from ssl_expr.checks import check_choice, check_number
+from ssl_expr.nets import Encoder, embed, mlp, seeded
 
 
 @pytest.mark.parametrize("width, depth", [(256, 4), (16, 1), (8, 10)])
@@ -20,7 +21,8 @@ def test_the_default_encoder_is_the_one_of_table_s3():
     assert encoder.blocks[2][3].p == 0.2
 
 
-@pytest.mark.parametrize("setting", [dict(width=0), dict(width=2.5), dict(depth="4"), dict(dropout=-0.1), dict(width=True)])
+@pytest.mark.parametrize("setting", [dict(width=0), dict(width=2.5), dict(depth="4"), dict(dropout=-0.1),
+                                     dict(width=True)])
 def test_an_impossible_architecture_is_refused_by_name(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         Encoder(10, **setting)

@@ -97,8 +97,8 @@ def test_only_the_symmetric_form_treats_both_views_alike():
     assert abs(nt_xent_loss(z1, z2) - nt_xent_loss(z2, z1)) > 1e-3
 
 
-@pytest.mark.parametrize("z1, z2, temperature, word",
-                         [((1, 4), (1, 4), 1.0, "at least 2"), ((3, 4), (2, 4), 1.0, "one shape"), ((3, 4), (3, 4), 0, "temperature")])
+@pytest.mark.parametrize("z1, z2, temperature, word", [
+    ((1, 4), (1, 4), 1.0, "at least 2"), ((3, 4), (2, 4), 1.0, "one shape"), ((3, 4), (3, 4), 0, "temperature")])
 def test_nt_xent_refuses_what_it_cannot_compare(z1, z2, temperature, word):
     with pytest.raises(ValueError, match=word):
         nt_xent_loss(torch.ones(z1), torch.ones(z2), temperature)
@@ -226,7 +226,8 @@ def test_byol_loss_stops_the_gradient_of_its_target():
 def test_byol_reads_the_clean_view_online_and_the_other_in_the_target(X):
     byol = small("byol").eval()
     corrupted, _ = byol.corruption(X, seed(5))
-    def direction(seen, other): return byol_loss(byol.predictor(byol.projector(byol.encoder(seen))), byol.target(other)).item()
+    def direction(seen, other):
+        return byol_loss(byol.predictor(byol.projector(byol.encoder(seen))), byol.target(other)).item()
     assert byol.loss(X, seed(5)).item() == pytest.approx(direction(X, corrupted), abs=1e-12)
     both = small("byol", symmetric=True).eval()
     assert both.loss(X, seed(5)).item() == pytest.approx(direction(X, corrupted) + direction(corrupted, X), abs=1e-12)
@@ -340,8 +341,10 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name(name, setting):
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown method 'skarf': known are .*byol.*scarf.*vime"): build("skarf", G)
-    with pytest.raises(ValueError, match="unknown setting 'tau' for scarf: known are .*temperature"): build("scarf", G, tau=1)
+    with pytest.raises(ValueError, match="unknown method 'skarf': known are .*byol.*scarf.*vime"):
+        build("skarf", G)
+    with pytest.raises(ValueError, match="unknown setting 'tau' for scarf: known are .*temperature"):
+        build("scarf", G, tau=1)
 
 
 def test_an_objective_without_a_name_cannot_be_registered():
@@ -369,4 +372,5 @@ def test_heads_have_the_layers_of_the_paper():
     assert shape(VIME(G).mask_decoder) == shape(VIME(G).feature_decoder) == [(256, 256)] * 4 + [(256, G)]
     assert shape(BYOL(G).projector) == shape(BYOL(G).predictor) == [(256, 4096), (4096, 256)]
     masks = {kind.name: (kind(G).corruption.mask, kind(G).corruption.replacement) for kind in (SCARF, VIME, BYOL)}
-    assert masks == {"scarf": ("fixed_count", "uniform"), "vime": ("bernoulli", "marginal"), "byol": ("bernoulli", "batch")}
+    assert masks == {"scarf": ("fixed_count", "uniform"), "vime": ("bernoulli", "marginal"),
+                     "byol": ("bernoulli", "batch")}

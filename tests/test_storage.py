@@ -10,15 +10,8 @@ import pytest
 import torch
 
 from ssl_expr import storage
-from ssl_expr.storage import (
-    atomic,
-    load_tensors,
-    read_json,
-    remove_leftovers,
-    save_tensors,
-    tensor_digest,
-    write_atomic,
-)
+from ssl_expr.files import atomic, read_json, remove_leftovers, write_atomic
+from ssl_expr.storage import load_tensors, save_tensors, tensor_digest
 
 TENSORS = {"weight": torch.arange(12.).reshape(3, 4), "steps": torch.tensor(7), "mask": torch.tensor([True, False]),
            "half": torch.ones(3, dtype=torch.bfloat16), "empty": torch.zeros(0)}
@@ -97,6 +90,15 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["a"] and (tmp_path/"a").read_text() == "old"
 
 
+def test_the_bytes_are_on_the_disk_before_the_name_is_changed(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *arguments, name=name, real=real: (calls.append(name), real(*arguments)))
+    write_atomic(tmp_path/"a", "x")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
 def test_an_interrupted_writer_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic(tmp_path/"a") as partial:
         partial.write_text("ne")
@@ -105,7 +107,8 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Quota"),
-                                   RuntimeError("I/O error: No space left on device (os error 28)")])
+                                   RuntimeError("I/O error: the device is full (os error 28)"),
+                                   RuntimeError("errno = 28, error message = 'No space left on device'")])
 def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, error):
     save_tensors(tmp_path/"a", {"a": torch.zeros(2)}, {})
     before = (tmp_path/"a").read_bytes()
@@ -124,7 +127,8 @@ folder = sys.argv[1]
 mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
 if subprocess.run(mount, capture_output=True).returncode: sys.exit(77)
 import torch
-from ssl_expr.storage import save_tensors, write_atomic
+from ssl_expr.files import write_atomic
+from ssl_expr.storage import save_tensors
 big = {"a": torch.zeros(10**6)}
 for write in (lambda: save_tensors(folder + "/a", big, {}), lambda: write_atomic(folder + "/b", "x"*10**6)):
     try: write(); sys.exit("was written")

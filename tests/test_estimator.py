@@ -1,0 +1,295 @@
+"SSLEncoder behaves like a scikit-learn transformer, finds genes by name, and survives being saved."
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from ssl_expr.estimator import SSLEncoder, align_table
+from ssl_expr.storage import save_tensors
+
+torch.set_num_threads(1) # two threads on a busy machine are many times slower
+GENES = [f"gene-{number}" for number in range(17)]
+FRAME = pd.DataFrame(np.random.default_rng(0).normal(5, 2, (40, 17)), [f"sample-{n}" for n in range(40)], GENES)
+
+
+def quick(**settings) -> SSLEncoder:
+    return SSLEncoder(**{"epochs": 2, "width": 8, "depth": 1, "batch_size": 16} | settings)
+
+
+def as_anndata(frame=FRAME, units="log2(TPM+1)") -> anndata.AnnData:
+    return anndata.AnnData(frame, uns={} if units is None else {"units": units})
+
+
+@parametrize_with_checks([SSLEncoder(epochs=1, width=8, depth=1)])
+def test_scikit_learn_accepts_it(estimator, check): check(estimator)
+
+
+# ---------------------------------------------------------------------------------------------- as a transformer
+
+@pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
+def test_two_fits_with_one_seed_give_the_same_bits(method):
+    one, two, other = (quick(method=method, random_state=seed).fit_transform(FRAME) for seed in (1, 1, 2))
+    assert one.shape == (40, 8) and one.dtype == np.float32
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+def test_random_state_follows_the_rules_of_scikit_learn():
+    state = np.random.RandomState(0)
+    first, second = (quick(random_state=state).fit_transform(FRAME) for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, quick(random_state=np.random.RandomState(0)).fit_transform(FRAME))
+    assert not np.array_equal(*(quick(random_state=None).fit_transform(FRAME) for _ in range(2)))
+
+
+def test_array_frame_and_anndata_give_the_same_bits():
+    want = quick().fit_transform(FRAME)
+    assert np.array_equal(quick().fit_transform(FRAME.to_numpy()), want)
+    assert np.array_equal(quick().fit_transform(as_anndata()), want)
+
+
+def test_a_sparse_anndata_is_read():
+    from scipy.sparse import csr_matrix
+    adata = anndata.AnnData(csr_matrix(FRAME.to_numpy()), var=pd.DataFrame(index=GENES))
+    assert np.array_equal(quick().fit_transform(adata), quick().fit_transform(FRAME))
+
+
+def test_a_sample_is_embedded_the_same_whoever_is_beside_it():
+    model = quick().fit(FRAME)
+    whole = model.transform(FRAME)
+    np.testing.assert_allclose(model.transform(FRAME.iloc[[7]])[0], whole[7], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(model.transform(FRAME[::-1]), whole[::-1], rtol=1e-4, atol=1e-6)
+    assert np.array_equal(whole, model.transform(FRAME))
+
+
+def test_values_outside_the_training_range_are_clipped():
+    model = quick().fit(FRAME)
+    high, higher = (FRAME.assign(**{"gene-3": value}) for value in (FRAME["gene-3"].max(), 1e6))
+    assert np.array_equal(model.transform(high), model.transform(higher))
+
+
+def test_grid_search_and_clone_in_a_pipeline():
+    labels = (FRAME["gene-0"] > 5).to_numpy()
+    pipeline = make_pipeline(quick(), LogisticRegression())
+    search = GridSearchCV(pipeline, {"sslencoder__width": [4, 8], "sslencoder__method": ["scarf", "vime"]}, cv=2)
+    search.fit(FRAME, labels)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert clone(search.best_estimator_).get_params()["sslencoder"].get_params() == \
+        search.best_estimator_["sslencoder"].get_params()
+
+
+def test_in_a_pipeline_an_anndata_goes_in():
+    labels = (FRAME["gene-0"] > 5).to_numpy()
+    of_anndata, of_frame = (make_pipeline(quick(), LogisticRegression()).fit(data, labels).predict_proba(data)
+                            for data in (as_anndata(), FRAME))
+    assert np.array_equal(of_anndata, of_frame)
+
+
+def test_pandas_output_has_names_and_samples():
+    table = quick().set_output(transform="pandas").fit_transform(FRAME)
+    assert list(table.columns) == [f"sslencoder{number}" for number in range(8)] and table.index.equals(FRAME.index)
+
+
+def test_settings_of_the_objective_reach_it():
+    sharp = quick(objective_settings={"temperature": 0.1}).fit_transform(FRAME)
+    assert not np.array_equal(quick().fit_transform(FRAME), sharp)
+
+
+def test_a_checkpoint_makes_a_second_fit_instant(tmp_path):
+    path = str(tmp_path/"c")
+    want = quick(checkpoint=path).fit_transform(FRAME)
+    assert np.array_equal(quick(checkpoint=path).fit_transform(FRAME), want)
+    with pytest.raises(ValueError, match="another pretraining"): quick(checkpoint=path, epochs=3).fit(FRAME)
+
+
+@pytest.mark.parametrize("setting, value, message", [
+    ("method", "scraf", "scraf.*known are byol, scarf, vime"), ("method", 3, "unknown method"), ("width", 0, "width"),
+    ("depth", "two", "depth"), ("epochs", "ten", "epochs"), ("batch_size", 1, "batch_size"), ("dropout", 2, "dropout"),
+    ("learning_rate", 0, "learning_rate"), ("objective_settings", {"temprature": 1}, "temprature.*known are"),
+    ("objective_settings", "temperature", "objective_settings"), ("random_state", "seed", "seed")])
+def test_a_setting_that_cannot_be_right_is_refused_by_name(setting, value, message):
+    with pytest.raises(ValueError, match=message) as caught: quick(**{setting: value}).fit(FRAME)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value, message", [(np.nan, "NaN.*missing value in row 2, gene 'gene-4'"),
+                                            (np.inf, "infinite value in row 2, gene 'gene-4'")])
+def test_gaps_are_refused_by_row_and_gene(value, message):
+    bad = FRAME.copy()
+    bad.iloc[2, 4] = value
+    for data in (bad, as_anndata(bad)):
+        with pytest.raises(ValueError, match=message): quick().fit(data)
+        with pytest.raises(ValueError, match=message): quick().fit(FRAME).transform(data)
+
+
+def test_a_gene_named_twice_is_refused():
+    twice = FRAME.rename(columns={"gene-1": "gene-0"})
+    with pytest.raises(ValueError, match="gene-0' twice"): quick().fit(twice)
+    with pytest.raises(ValueError, match="gene-0' twice"): quick().fit(FRAME).align(twice)
+
+
+def test_no_test_row_reaches_the_model():
+    "Neither the scaler nor the weights know the rows that are only transformed."
+    model = quick().fit(FRAME.iloc[:30])
+    before = {name: value.clone() for name, value in model.encoder_.state_dict().items()}
+    one = model.transform(FRAME.iloc[:30])
+    model.transform(FRAME.iloc[30:]*1e6)
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder_.state_dict().items())
+    assert np.array_equal(one, model.transform(FRAME.iloc[:30]))
+    assert np.array_equal(model.scaler_.mean_, quick().fit(FRAME.iloc[:30]).scaler_.mean_)
+
+
+# ---------------------------------------------------------------------------------------------- alignment
+
+def test_shuffled_and_surplus_genes_change_nothing():
+    model = quick().fit(as_anndata())
+    want = model.transform(FRAME)
+    shuffled = FRAME.assign(stranger=1.)[["stranger", *GENES[::-1]]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(model.transform(as_anndata(shuffled)), want)
+    aligned, coverage = model.align(shuffled)
+    assert np.array_equal(model.transform(aligned), want) and aligned.index.equals(FRAME.index)
+    assert (coverage.n_wanted, coverage.n_found, coverage.share, coverage.missing) == (17, 17, 1.0, ())
+
+
+def test_missing_genes_take_their_training_mean_which_is_zero_for_the_encoder():
+    model = quick().fit(FRAME)
+    aligned, coverage = model.align(FRAME.drop(columns=["gene-2", "gene-9"]))
+    assert coverage.missing == ("gene-2", "gene-9") and coverage.share == 15/17
+    assert np.allclose(aligned[["gene-2", "gene-9"]], FRAME[["gene-2", "gene-9"]].mean())
+    scaled = model._scaled(aligned.to_numpy())
+    assert (scaled[:, [2, 9]] == 0).all() and np.array_equal(np.delete(scaled, [2, 9], 1),
+                                                              np.delete(model._scaled(FRAME.to_numpy()), [2, 9], 1))
+    with pytest.warns(UserWarning, match=r"15 of 17 genes found \(88.2%\)"):
+        embedded = model.transform(as_anndata(FRAME.drop(columns=["gene-2", "gene-9"])))
+    assert np.array_equal(embedded, model.transform(aligned))
+
+
+def test_a_gap_in_a_measured_gene_is_no_missing_gene():
+    bad = FRAME.drop(columns="gene-2")
+    bad.iloc[1, 0] = np.nan
+    with pytest.raises(ValueError, match="row 1, gene 'gene-0'"), warnings.catch_warnings(action="ignore"):
+        quick().fit(FRAME).transform(as_anndata(bad))
+
+
+def test_no_gene_in_common_is_refused():
+    with pytest.raises(ValueError, match="no gene in common"):
+        quick().fit(FRAME).transform(as_anndata(FRAME.add_prefix("ENSG")))
+
+
+def test_a_frame_with_other_columns_is_refused_with_the_remedy():
+    for other in (FRAME[GENES[::-1]], FRAME.drop(columns="gene-2"), FRAME.add_prefix("x")):
+        with pytest.raises(ValueError, match="align"): quick().fit(FRAME).transform(other)
+
+
+def test_alignment_needs_names_on_both_sides():
+    with pytest.raises(ValueError, match="ndarray has none"): quick().fit(FRAME).align(FRAME.to_numpy())
+    for use in (SSLEncoder.align, SSLEncoder.transform):
+        with pytest.raises(ValueError, match="fitted on an array without gene names"):
+            use(quick().fit(FRAME.to_numpy()), as_anndata())
+
+
+def test_other_units_are_refused_and_unknown_ones_are_not():
+    model = quick().fit(as_anndata(units="log2(TPM+1)"))
+    with pytest.raises(ValueError, match=r"trained on log2\(TPM\+1\) and these data are counts"):
+        model.transform(as_anndata(units="counts"))
+    assert np.array_equal(model.transform(as_anndata(units=None)), model.transform(FRAME))
+
+
+def test_text_in_a_table_to_align_is_refused():
+    with pytest.raises(ValueError, match="numbers"):
+        align_table(FRAME.astype(str).assign(**{"gene-0": "high"}), pd.Index(GENES), np.zeros(17))
+
+
+# ---------------------------------------------------------------------------------------------- on disk
+
+@pytest.mark.parametrize("data", [FRAME, FRAME.to_numpy(), as_anndata()])
+def test_a_loaded_model_gives_the_same_bits_and_knows_the_same(tmp_path, data):
+    model = quick(random_state=np.random.RandomState(0), objective_settings={"temperature": 0.5}).fit(data)
+    model.save(tmp_path/"new"/"model")
+    again = SSLEncoder.load(tmp_path/"new"/"model")
+    assert np.array_equal(again.transform(data), model.transform(data))
+    assert again.get_params() == model.get_params() | {"random_state": None}
+    assert again.units_ == model.units_ and again.n_samples_ == 40 and again.n_features_in_ == 17
+    assert hasattr(again, "feature_names_in_") == hasattr(model, "feature_names_in_")
+    pd.testing.assert_frame_equal(again.history_, model.history_, check_exact=True)
+    again.save(tmp_path/"copy")
+    for name in ("model.json", "model.safetensors"):
+        assert (tmp_path/"copy"/name).read_bytes() == (tmp_path/"new"/"model"/name).read_bytes()
+
+
+def test_a_loaded_model_works_in_a_new_process(tmp_path):
+    model = quick().fit(FRAME)
+    model.save(tmp_path)
+    FRAME.to_csv(tmp_path/"x.csv")
+    code = ("import sys, pandas as pd, numpy as np; from ssl_expr.estimator import SSLEncoder; folder = sys.argv[1]; "
+            "table = pd.read_csv(folder + '/x.csv', index_col=0); "
+            "np.save(folder + '/z.npy', SSLEncoder.load(folder).transform(table))")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert np.array_equal(np.load(tmp_path/"z.npy"), model.transform(pd.read_csv(tmp_path/"x.csv", index_col=0)))
+
+
+def test_the_json_tells_what_the_model_is(tmp_path):
+    quick().fit(as_anndata()).save(tmp_path)
+    card = json.loads((tmp_path/"model.json").read_text())
+    assert card["genes"] == GENES and card["settings"]["method"] == "scarf"
+    trained = card["trained"]
+    assert (trained["samples"], trained["genes"], trained["units"]) == (40, 17, "log2(TPM+1)")
+    assert trained["last epoch"]["epoch"] == 2 and "torch" in card["versions"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def break_json(change):
+    def apply(folder):
+        card = json.loads((folder/"model.json").read_text())
+        change(card)
+        (folder/"model.json").write_text(json.dumps(card))
+    return apply
+
+
+def cut(name): return lambda folder: (folder/name).write_bytes((folder/name).read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("harm, error, message", [
+    (cut("model.json"), ValueError, "model.json is damaged"),
+    (cut("model.safetensors"), ValueError, "model.safetensors is damaged"),
+    (lambda folder: (folder/"model.json").unlink(), FileNotFoundError, "model.json does not exist"),
+    (lambda folder: (folder/"model.safetensors").unlink(), FileNotFoundError, "model.safetensors does not exist"),
+    (lambda folder: shutil.rmtree(folder), FileNotFoundError, "does not exist"),
+    (lambda folder: save_tensors(folder/"model.safetensors", {"a": torch.ones(1)}, {}), ValueError, "different models"),
+    (break_json(lambda card: card.update(format="x")), ValueError, "save the model again"),
+    (break_json(lambda card: card.pop("encoder")), ValueError, "damaged"),
+    (break_json(lambda card: card["encoder"].update(width=9)), ValueError, "damaged"),
+    (break_json(lambda card: card["encoder"].update(width="8")), ValueError, "damaged"),
+    (break_json(lambda card: card["genes"].pop()), ValueError, "damaged"),
+    (break_json(lambda card: card.update(genes=7)), ValueError, "damaged"),
+    (break_json(lambda card: card["settings"].update(surprise=1)), ValueError, "damaged"),
+    (break_json(lambda card: card.update(trained=None)), ValueError, "damaged")])
+def test_a_folder_that_holds_no_whole_model_is_refused_in_one_sentence(tmp_path, harm, error, message):
+    quick().fit(FRAME).save(tmp_path/"m")
+    harm(tmp_path/"m")
+    with pytest.raises(error, match=message) as caught: SSLEncoder.load(tmp_path/"m")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_two_models_cannot_be_mixed(tmp_path):
+    for seed in (0, 1): quick(random_state=seed).fit(FRAME).save(tmp_path/str(seed))
+    shutil.copy(tmp_path/"0"/"model.json", tmp_path/"1")
+    with pytest.raises(ValueError, match="belong to different models"): SSLEncoder.load(tmp_path/"1")
+
+
+def test_a_model_that_is_not_fitted_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="not fitted"): quick().save(tmp_path/"m")
+    assert not (tmp_path/"m").exists()
