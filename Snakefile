@@ -15,6 +15,7 @@ PLAN = Plan(PROFILE, read_profile(PROFILE))
 DATA, FIGURES = f"figures/data/{PROFILE}", f"figures/{PROFILE}"
 KINDS = ["svg", "png", "csv", "md", "json"]
 COMMAND = f"{sys.executable} -m ssl_expr.cli"
+BESIDE = {"pretrain": ["history.csv"], "architectures": ["spectra.csv"]}  # what an experiment makes beside its target
 COLLECTION_OF = {table: name for name, (tables, _) in COLLECTIONS.items() for table in tables}
 
 
@@ -35,6 +36,7 @@ for experiment, target in TARGETS.items():
         output:
             f"results/{{folder}}/{target}",
             f"results/{{folder}}/{Path(target).stem}.json",
+            [f"results/{{folder}}/{name}" for name in BESIDE.get(experiment, [])],
         log:
             f"results/{{folder}}/{experiment}.ipynb",
         params:
@@ -59,6 +61,7 @@ for collection, (tables, experiments) in COLLECTIONS.items():
         params:
             collection=collection,
             arms=json.dumps(PLAN.profile if collection == "settings" else sorted({run.arm for run in PLAN.of(*experiments)})),
+            compared=json.dumps([PLAN.profile["replacement_arms"], PLAN.profile["baselines"]] if collection == "curves" else []),
         shell:
             f"{COMMAND} collect {{params.collection}} --profile {PROFILE}"
 

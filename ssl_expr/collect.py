@@ -18,9 +18,9 @@ from .evaluate import differences, gain_areas, label_curves, resample, saved
 from .objective import objectives
 from .prepare import load_prepared
 from .pretrain import training_settings
-from .run import read_record, repository
+from .run import read_result, repository
 from .files import atomic, write_atomic
-from .study import COLLECTIONS, TARGETS, Plan, PlannedRun
+from .study import COLLECTIONS, Plan, PlannedRun
 
 # %% ../nbs/77_collect.ipynb #cell-06
 def predictions_of(
@@ -29,6 +29,7 @@ def predictions_of(
     "The predictions of several runs in one frame, with arm, split and patient of each."
     frames = []
     for run in runs:
+        read_result(repository()/run.target)  # refuses a file that is not the one the run wrote
         frame = pd.read_parquet(repository()/run.target)
         patients = np.asarray(load_prepared(repository()/run.needs[0]).patients)
         if "arm" not in frame: frame["arm"] = run.arm
@@ -58,15 +59,19 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     sizes = {run.protocol: len(load_prepared(repository()/run.needs[0]).split.pretrain) for run in runs}
     sources = {name.removesuffix("-marginal") for name in aside}
     drawn = resample(predictions)
-    tables = dict(label_curve=label_curves(drawn), replacement=label_curves(everything[everything["arm"].isin({*aside, *sources, "scratch"})]))
+    replaced = everything[everything["arm"].isin({*aside, *sources, "scratch"})]
+    tables = dict(label_curve=label_curves(drawn), replacement=label_curves(replaced))
     tables = {name: table.assign(n_pretrain=table["protocol"].map(sizes)) for name, table in tables.items()}
+    common = set.intersection(*(set(part["split"]) for _, part in predictions.groupby("protocol")))
+    tables["protocols"] = label_curves(predictions[predictions["split"].isin(common)])  # where both protocols ran
     references = [name for name in ("scratch", *plan.profile["baselines"]) if name in set(predictions["arm"])]
     return tables | dict(difference=differences(drawn, references), labels_saved=saved(drawn))
 
 def architectures(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "Gain over the from-scratch network of the same shape, and the spectra of the embeddings."
     spectra = [pd.read_csv((repository()/run.target).with_name("spectra.csv")).assign(arm=run.arm) for run in runs]
-    return dict(architecture=by_cell(predictions_of(runs), ["depth", "width"], gain_areas), spectra=pd.concat(spectra, ignore_index=True))
+    return dict(architecture=by_cell(predictions_of(runs), ["depth", "width"], gain_areas),
+                spectra=pd.concat(spectra, ignore_index=True))
 
 def pretraining_sizes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "Scores against the number of pretraining samples; from scratch stands at 0."
@@ -87,8 +92,11 @@ def classes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     obs = load(plan.profile["dataset"]).obs
     parts = {part: set(np.asarray(data.samples)[rows]) for part, rows in vars(data.split).items()}
     columns = [name for name in obs.columns if name != "patient" and obs[name].nunique() <= 50]
-    rows = [dict(column=name, value=value, n=len(group), **{part: len(members.intersection(group.index)) for part, members in parts.items()})
-            for name in columns for value, group in obs.groupby(obs[name].astype(object).fillna("unlabelled"), sort=True)]
+    rows = []
+    for name in columns:
+        for value, group in obs.groupby(obs[name].astype(object).fillna("unlabelled"), sort=True):
+            counts = {part: len(members.intersection(group.index)) for part, members in parts.items()}
+            rows.append(dict(column=name, value=value, n=len(group), **counts))
     return dict(classes=pd.DataFrame(rows))
 
 def settings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
@@ -96,11 +104,15 @@ def settings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     rows = []
     for arm, recipe in plan.profile["arms"].items():
         if "method" not in recipe: continue
-        method, given = objectives()[recipe["method"]], {name: value for name, value in recipe.items() if name not in ("method", "settings")}
-        published = method(8).settings()
-        paper, code = vars(method.paper_training) | published, vars(method.code_training) | published | method.code_settings
-        used = vars(training_settings(method(8), **given)) | published | plan.profile["encoder"] | recipe.get("settings", {})
-        rows += [dict(arm=arm, setting=name, paper=value, code=code[name], used=used[name]) for name, value in paper.items()]
+        method, coded = objectives()[recipe["method"]], recipe.get("variant") == "code"
+        published, authors = vars(method.paper_training), vars(method.code_training)
+        settings = method(8).settings()
+        given = {name: value for name, value in recipe.items() if name in published}
+        trained = vars(training_settings(method(8), **(authors if coded else {}) | given))
+        paper, code = published | settings, authors | settings | method.code_settings
+        used = trained | settings | (method.code_settings if coded else {}) | plan.profile["encoder"] | recipe.get("settings", {})
+        rows += [dict(arm=arm, setting=name, paper=value, code=code[name], used=used[name])
+                 for name, value in paper.items()]
     return dict(settings=pd.DataFrame(rows, columns=["arm", "setting", "paper", "code", "used"]))
 
 def embeddings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
@@ -109,22 +121,26 @@ def embeddings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
 
 def history(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "Loss, spread and effective rank during pretraining."
-    frames = [pd.read_csv((repository()/run.target).with_name("history.csv")).assign(arm=run.arm, protocol=run.protocol, split=run.split, seed=run.seed) for run in runs]
-    return dict(history=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "protocol", "split", "seed", "epoch"]))
+    frames = []
+    for run in runs:
+        frame = pd.read_csv((repository()/run.target).with_name("history.csv"))
+        frames.append(frame.assign(arm=run.arm, protocol=run.protocol, split=run.split, seed=run.seed))
+    nothing = pd.DataFrame(columns=["arm", "protocol", "split", "seed", "epoch"])
+    return dict(history=pd.concat(frames, ignore_index=True) if frames else nothing)
 
-COLLECTORS = dict(curves=curves, architectures=architectures, pretraining_sizes=pretraining_sizes, corruption=corruption, grid=grid,
-                  classes=classes, settings=settings, embeddings=embeddings, history=history)
+COLLECTORS = dict(curves=curves, architectures=architectures, pretraining_sizes=pretraining_sizes,
+                  corruption=corruption, grid=grid, classes=classes, settings=settings,
+                  embeddings=embeddings, history=history)
 
 # %% ../nbs/77_collect.ipynb #cell-11
 def behind(plan:Plan, runs:Sequence[PlannedRun])->dict[str, Any]:
     "Profile, data and the digest of every run that a table rests on."
-    records = {run.target: read_record(repository()/run.target) for run in runs}
-    unfinished = [target for target, record in records.items() if record is None]
-    if unfinished: raise ValueError(f"{unfinished[0]} has not finished: run `ssl-expr run --profile {plan.name}`.")
-    first = next(iter(plan.of("prepare")))
-    facts = (read_record(repository()/first.target) or {}).get("facts", {})
-    return dict(profile=plan.name, dataset=plan.profile["dataset"], fingerprint=facts.get("fingerprint"), data=facts,
-                runs=[dict(target=target, sha256=record["sha256"], commit=record["provenance"]["commit"]) for target, record in records.items() if record])
+    records = {run.target: read_result(repository()/run.target) for run in runs}
+    first = read_result(repository()/plan.of("prepare")[0].target) if runs else dict(facts={})
+    origin = [dict(target=target, sha256=record["sha256"], commit=record["provenance"]["commit"],
+                   changed_files=record["provenance"]["changed_files"]) for target, record in records.items()]
+    return dict(profile=plan.name, dataset=plan.profile["dataset"], fingerprint=first["facts"].get("fingerprint"),
+                data=first["facts"], runs=origin)
 
 def collect(
     collection:str,   # key of COLLECTIONS
@@ -135,6 +151,7 @@ def collect(
     origin = behind(plan, runs)
     folder = repository()/"figures"/"data"/plan.name
     for name, table in COLLECTORS[collection](plan, runs).items():
-        with atomic(folder/f"{name}.csv") as path: table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+        with atomic(folder/f"{name}.csv") as path:
+            table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     write_atomic(folder/f"{collection}.json", json.dumps(origin, indent=1) + "\n")
     return 0

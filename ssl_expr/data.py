@@ -145,12 +145,10 @@ def _read(path:Path, labels:Sequence[str]) -> anndata.AnnData:
     "Any readable file; whatever a reader stumbles over becomes one sentence."
     if not path.is_file(): raise FileNotFoundError(f"no file {path}: check the path")
     try: return _readers[path.suffix](path, labels)
-    except ValueError as error:
-        if str(error).startswith(str(path)): raise
-        reason = error
-    except Exception as error: reason = error
-    first = str(reason).strip().split("\n")[0].rstrip(".")
-    raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({first}): write it again") from reason
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)): raise
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({first}): write it again") from error
 
 # %% ../nbs/00_data.ipynb #cell-19
 def guess_units(

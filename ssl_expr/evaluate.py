@@ -311,7 +311,7 @@ def gain_areas(
     upto: float = 0.3, # largest fraction that counts
     n_resamples: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame: # protocol, arm, mode, metric, gain, low, high
+) -> pd.DataFrame: # protocol, arm, mode, metric, gain, low, high, n_splits, n_repeats
     "Mean gain of every arm over the baseline at small fractions, with paired 95 % interval."
     drawn = predictions if isinstance(predictions, Resamples) else resample(predictions, n_resamples, seed)
     rows = []
@@ -319,5 +319,8 @@ def gain_areas(
         gain = gain_area(fractions, drawn.mean[ours], drawn.mean[theirs], upto)
         gains = gain_area(fractions, drawn.draws[ours], drawn.draws[theirs], upto)
         low, high = np.nanquantile(gains, [0.025, 0.975], axis=0)
-        rows += [key | dict(metric=metric, gain=gain[m], low=low[m], high=high[m]) for m, metric in enumerate(METRICS)]
-    return pd.DataFrame(rows).reindex(columns=["protocol", "arm", "mode", "metric", "gain", "low", "high"])
+        times = drawn.points.loc[[*ours, *theirs], ["n_splits", "n_repeats"]].min().to_dict()
+        rows += [key | dict(metric=metric, gain=gain[m], low=low[m], high=high[m]) | times
+                 for m, metric in enumerate(METRICS)]
+    columns = ["protocol", "arm", "mode", "metric", "gain", "low", "high", "n_splits", "n_repeats"]
+    return pd.DataFrame(rows).reindex(columns=columns)

@@ -34,7 +34,7 @@ class Prepared:
 def prepare(
     dataset:str,                     # name known to `load`, or the path of an expression file
     label:str="",                    # sample annotation to predict; empty: the data set's first
-    units:str="",                    # of a file that does not state them: counts, log2(x+1) ...; empty: as stated or guessed
+    units:str="",                    # of a file that states none: counts, log2(x+1) ...; empty: as stated or guessed
     protocol:str="strict",           # "strict" (patients apart, fitted on training rows) or "paper"
     split:int=0,                     # which split: seeds the draw of patients
     genes:int=0,                     # keep this many most variable genes; 0: all
@@ -45,23 +45,27 @@ def prepare(
     disjoint_pretraining:bool=False, # True: labelled training rows take no part in pretraining (as in the paper)
 )->Prepared:
     "Load, split by patient, fit the preprocessing on the rows it may see, transform all rows."
-    from ssl_expr.data import fingerprint, load  # here, because most runs only read the result and need not wait for these
+    from ssl_expr.data import fingerprint, load  # here: runs that only read the result need not wait for these
     from ssl_expr.preprocess import preprocessor
     adata = load(dataset, labels=[label] if label else [], units=units or None)
     if not adata.uns["labels"]: raise ValueError(f"{dataset} has no label column: name one with `label`.")
     label = adata.uns["labels"][0]
     labels = drop_small_classes(adata.obs[label].astype(object).to_numpy(), min_class_size)
     patients = adata.obs["patient"].astype(str).to_numpy()
-    rows = make_split(labels, patients, protocol, split, test_share, validation_share, labelled_share, disjoint_pretraining)
+    shares = test_share, validation_share, labelled_share
+    rows = make_split(labels, patients, protocol, split, *shares, disjoint_pretraining)
     fitted_on = fitting_rows(rows, protocol)
     steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None).fit(adata.X[fitted_on])
     X = torch.from_numpy(np.ascontiguousarray(steps.transform(adata.X), dtype=np.float32))
     classes = sorted({name for name in labels if isinstance(name, str)})
     codes = np.array([classes.index(name) if isinstance(name, str) else -1 for name in labels])
-    facts = dict(dataset=dataset, label=label, protocol=protocol, split=split, units=adata.uns["units"], fingerprint=fingerprint(adata),
-                 n_samples=adata.n_obs, n_genes_measured=adata.n_vars, n_patients=len(set(patients)), n_fitted=len(fitted_on))
-    kept = steps.get_feature_names_out(adata.var_names.to_numpy())
-    return Prepared(X, codes, rows, list(map(str, adata.obs_names)), list(patients), list(map(str, kept)), classes, facts)
+    facts = dict(dataset=dataset, label=label, protocol=protocol, split=split,
+                 units=adata.uns["units"], fingerprint=fingerprint(adata),
+                 n_samples=adata.n_obs, n_genes_measured=adata.n_vars,
+                 n_patients=len(set(patients)), n_fitted=len(fitted_on))
+    samples = list(map(str, adata.obs_names))
+    kept = list(map(str, steps.get_feature_names_out(adata.var_names.to_numpy())))
+    return Prepared(X, codes, rows, samples, list(patients), kept, classes, facts)
 
 # %% ../nbs/17_prepare.ipynb #cell-15
 def save_prepared(
@@ -69,8 +73,9 @@ def save_prepared(
     data:Prepared,  # what to keep
 ):
     "Write `data` to one file, whole or not at all."
-    tensors = {"X": data.X, "y": torch.from_numpy(data.y), **{f"rows.{name}": torch.from_numpy(np.asarray(rows)) for name, rows in vars(data.split).items()}}
-    save_tensors(path, tensors, {name: getattr(data, name) for name in ("samples", "patients", "genes", "classes", "facts")})
+    rows = {f"rows.{part}": torch.from_numpy(np.asarray(indices)) for part, indices in vars(data.split).items()}
+    names = {name: getattr(data, name) for name in ("samples", "patients", "genes", "classes", "facts")}
+    save_tensors(path, {"X": data.X, "y": torch.from_numpy(data.y), **rows}, names)
 
 def load_prepared(
     path:Path|str,  # file written by `save_prepared`
@@ -79,5 +84,5 @@ def load_prepared(
     tensors, names = load_tensors(path)
     if not {"X", "y"} <= tensors.keys() or not {"samples", "patients", "genes", "classes", "facts"} <= names.keys():
         raise ValueError(f"{path} does not hold a prepared data set: write one with the experiment `prepare`.")
-    rows = Split(**{name.removeprefix("rows."): tensor.numpy() for name, tensor in tensors.items() if name.startswith("rows.")})
-    return Prepared(tensors["X"], tensors["y"].numpy(), rows, **names)
+    rows = {key.removeprefix("rows."): tensor.numpy() for key, tensor in tensors.items() if key.startswith("rows.")}
+    return Prepared(tensors["X"], tensors["y"].numpy(), Split(**rows), **names)

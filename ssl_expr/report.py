@@ -6,8 +6,8 @@
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
            'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label', 'in_order', 'style', 'draw_curves', 'label_axis', 'log_ticks',
            'legend_below', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count',
-           'describe', 'tally', 'freeze', 'render', 'save_figure', 'text_width', 'wrap_columns', 'draw_table',
-           'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
+           'describe', 'describe_intervals', 'tally', 'freeze', 'render', 'save_figure', 'text_width', 'wrap_columns',
+           'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
@@ -165,10 +165,18 @@ def collected(
 def read(
     folder:Path|str,   # collected tables
     name:str,          # "label_curve", "grid", …
+    empty_allowed:bool=False,   # True: the table may have no rows
     **options:Any,     # passed to `pandas.read_csv`
 )->pd.DataFrame:
-    "A collected table."
-    return pd.read_csv(collected(folder, f"{name}.csv"), **options)
+    "A collected table; ValueError when its file is damaged."
+    path = collected(folder, f"{name}.csv")
+    content = path.read_bytes()
+    try: table = pd.read_csv(io.BytesIO(content), **options)
+    except (ValueError, IndexError): table = None   # what pandas raises for text that is no table
+    if table is None or not content.endswith(b"\n") or (table.empty and not empty_allowed):
+        raise ValueError(f"{path} is damaged or was cut off: delete it and run the study again "
+                         f"(`ssl-expr run --profile {path.parent.name}`), finished runs are kept")
+    return table
 
 def read_runs(
     folder:Path|str,      # collected tables
@@ -221,21 +229,44 @@ def describe(
     "On whom, over how many splits and repeats, and what the intervals are."
     rows = runs["data"]["rows"]
     protocols = curves["protocol"].unique() if "protocol" in curves else [runs["data"]["protocol"]]
-    times = [count(int(curves[f"n_{word}s"].max()), word) for word in ["split", "repeat"] if f"n_{word}s" in curves]
     return (f"Data: {runs['dataset']} ({runs['profile']} profile), {' and '.join(protocols)} protocol; in the first "
             f"split {rows['pretrain']:,} samples for pretraining, {rows['train'] + rows['validation']:,} labelled "
             "ones for "
-            f"fine-tuning (training and validation) and {rows['test']:,} for testing. "
-            f"{', '.join(times) + ' each. ' if times else ''}Intervals are 95 %, by resampling patients and repeats.")
+            f"fine-tuning (training and validation) and {rows['test']:,} for testing. {describe_intervals(curves)}")
+
+# %% ../nbs/70_report.ipynb #cell-23
+def describe_intervals(
+    curves:pd.DataFrame,   # drawn rows, with arm, n_splits and n_repeats
+)->str:
+    "What was resampled for the intervals, and which kinds of luck they do not hold."
+    if absent := [name for name in ["n_splits", "n_repeats"] if name not in curves]:
+        raise ValueError(f"the table lacks {' and '.join(absent)}: collect it again with `ssl-expr run`")
+    drawn, fixed, times = ["patients"], [], []
+    for word in ["split", "repeat"]:
+        fewest, most = int(curves[f"n_{word}s"].min()), int(curves[f"n_{word}s"].max())
+        times.append(count(most, word) if fewest == most else f"{fewest} to {most} {word}s")
+        if most > 1: drawn.append(f"{word}s")
+        if fewest == 1: fixed.append(word)
+    alone = " and of ".join(f"the single {word}" + (" (where there is one only)" if f"{word}s" in drawn else "")
+                            for word in fixed)
+    arms = set(curves["arm"].dropna()) if "arm" in curves else set()
+    pretrained = in_order({*arms, "scratch"})[0] != "scratch"   # methods and newcomers come first
+    said = [f"{' and '.join(times)} each. Intervals are 95 %, by resampling "
+            f"{', '.join(drawn[:-1])}{' and ' if drawn[1:] else ''}{drawn[-1]}."]
+    if fixed: said.append(f"The luck of {alone} is not in them.")
+    if pretrained: said.append("One encoder was pretrained per split and seed, so the luck of pretraining is in the "
+                               "bands only as far as splits and seeds differ.")
+    return " ".join(said)
 
 def tally(
-    verdicts:Iterable[str],   # better, worse or tie
-)->str:                       # "2 better, 0 worse, 10 ties"
-    "How often each verdict was given."
-    found = list(verdicts)
-    return f"{found.count('better')} better, {found.count('worse')} worse, {count(found.count('tie'), 'tie')}"
+    verdicts:Iterable[str],   # better, worse or tie; others are not counted
+)->str:                       # "2 better, 0 worse, 10 ties in 12 comparisons, not corrected for their number"
+    "How often each verdict was given, and among how many comparisons."
+    found = [verdict for verdict in verdicts if verdict in ("better", "worse", "tie")]
+    return (f"{found.count('better')} better, {found.count('worse')} worse, {count(found.count('tie'), 'tie')} in "
+            f"{count(len(found), 'comparison')}, not corrected for their number")
 
-# %% ../nbs/70_report.ipynb #cell-24
+# %% ../nbs/70_report.ipynb #cell-26
 LIMIT = 300_000   # bytes of one picture
 
 def freeze(figure:Figure)->None:
@@ -290,7 +321,7 @@ def save_figure(
             Path(all_or_none.enter_context(atomic(folder/f"{name}.{kind}"))).write_bytes(content)
     return [f"{name}.{kind}" for kind in contents]
 
-# %% ../nbs/70_report.ipynb #cell-27
+# %% ../nbs/70_report.ipynb #cell-29
 @cache
 def text_width(
     text:str,            # may hold several lines
@@ -306,8 +337,9 @@ def wrap_columns(
     gap:float,            # inches between columns
 )->tuple[pd.DataFrame, list[float]]:   # wrapped text, column widths
     "Wrap the widest column a little more, again and again, until all columns fit."
-    cells, limits = cells.copy(), {}
-    def widths(frame): return [max(text_width(name)*1.12, *map(text_width, frame[name])) + gap for name in frame]
+    cells = cells.copy()
+    limits:dict[str, int] = {}   # column -> characters in a line
+    def widths(frame): return [max([text_width(name)*1.12, *map(text_width, frame[name])]) + gap for name in frame]
     original, now = cells.copy(), widths(cells)
     while sum(now) > width and max(limits.values(), default=99) > 9:
         widest = cells.columns[now.index(max(now))]
@@ -320,7 +352,7 @@ def wrap_columns(
         now = fresh
     return cells, now
 
-# %% ../nbs/70_report.ipynb #cell-28
+# %% ../nbs/70_report.ipynb #cell-30
 def draw_table(
     frame:pd.DataFrame,                                   # text or numbers, as shown
     shade:Callable[[int, str], str|None]=lambda row, column: None,   # (row, column) -> background colour or None
@@ -375,7 +407,7 @@ def save_table(
     return save_figure(figure or draw_table(frame), name, frame if data is None else data, caption, folder, runs,
                        markdown_table(frame))
 
-# %% ../nbs/70_report.ipynb #cell-31
+# %% ../nbs/70_report.ipynb #cell-33
 def draw_box(
     axes:Axes,
     x:float, y:float,               # centre

@@ -34,22 +34,26 @@ class StudyCopy:
     "A copy of the notebooks and the workflow, with a tiny profile on made-up data."
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("nbs", "ssl_expr"): shutil.copytree(REPOSITORY/name, folder/name, ignore=shutil.ignore_patterns("__pycache__", "datasets"))
+        left_out = shutil.ignore_patterns("__pycache__", "datasets")
+        for name in ("nbs", "ssl_expr"): shutil.copytree(REPOSITORY/name, folder/name, ignore=left_out)
         shutil.copy(REPOSITORY/"Snakefile", folder)
         self.write_profile("tiny", TINY)
-        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": programs}
 
     def write_profile(self, name: str, text: str): (self.folder/"nbs"/"profiles"/f"{name}.yaml").write_text(text)
 
     def command(self, *words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "ssl_expr.cli", *words], cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "ssl_expr.cli", *words], cwd=self.folder, env=self.environment,
+                              capture_output=True, text=True)
 
     def start(self, *words: str) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-m", "ssl_expr.cli", *words], cwd=self.folder, env=self.environment,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def files(self, *patterns: str) -> dict[str, bytes]:
-        return {str(path.relative_to(self.folder)): path.read_bytes() for pattern in patterns for path in sorted(self.folder.glob(pattern))}
+        return {str(path.relative_to(self.folder)): path.read_bytes()
+                for pattern in patterns for path in sorted(self.folder.glob(pattern))}
 
     @staticmethod
     def kill(process: subprocess.Popen): os.killpg(process.pid, signal.SIGKILL); process.wait()

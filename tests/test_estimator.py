@@ -16,7 +16,9 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from ssl_expr.data import load
 from ssl_expr.estimator import SSLEncoder, align_table
+from ssl_expr.preprocess import DepthNormalise, Log2
 from ssl_expr.storage import save_tensors
 
 torch.set_num_threads(1) # two threads on a busy machine are many times slower
@@ -61,7 +63,7 @@ def test_array_frame_and_anndata_give_the_same_bits():
 
 def test_a_sparse_anndata_is_read():
     from scipy.sparse import csr_matrix
-    adata = anndata.AnnData(csr_matrix(FRAME.to_numpy()), var=pd.DataFrame(index=GENES))
+    adata = anndata.AnnData(csr_matrix(FRAME.to_numpy()), var=pd.DataFrame(index=GENES), uns={"units": "log2(TPM+1)"})
     assert np.array_equal(quick().fit_transform(adata), quick().fit_transform(FRAME))
 
 
@@ -128,7 +130,7 @@ def test_a_setting_that_cannot_be_right_is_refused_by_name(setting, value, messa
 def test_gaps_are_refused_by_row_and_gene(value, message):
     bad = FRAME.copy()
     bad.iloc[2, 4] = value
-    for data in (bad, as_anndata(bad)):
+    for data in (bad, as_anndata(bad)) if np.isinf(value) else (bad,):
         with pytest.raises(ValueError, match=message): quick().fit(data)
         with pytest.raises(ValueError, match=message): quick().fit(FRAME).transform(data)
 
@@ -177,13 +179,6 @@ def test_missing_genes_take_their_training_mean_which_is_zero_for_the_encoder():
     assert np.array_equal(embedded, model.transform(aligned))
 
 
-def test_a_gap_in_a_measured_gene_is_no_missing_gene():
-    bad = FRAME.drop(columns="gene-2")
-    bad.iloc[1, 0] = np.nan
-    with pytest.raises(ValueError, match="row 1, gene 'gene-0'"), warnings.catch_warnings(action="ignore"):
-        quick().fit(FRAME).transform(as_anndata(bad))
-
-
 def test_no_gene_in_common_is_refused():
     with pytest.raises(ValueError, match="no gene in common"):
         quick().fit(FRAME).transform(as_anndata(FRAME.add_prefix("ENSG")))
@@ -205,12 +200,125 @@ def test_other_units_are_refused_and_unknown_ones_are_not():
     model = quick().fit(as_anndata(units="log2(TPM+1)"))
     with pytest.raises(ValueError, match=r"trained on log2\(TPM\+1\) and these data are counts"):
         model.transform(as_anndata(units="counts"))
-    assert np.array_equal(model.transform(as_anndata(units=None)), model.transform(FRAME))
+    with pytest.warns(UserWarning, match=r"not stated, those of the model log2\(TPM\+1\)"):
+        assert np.array_equal(model.transform(as_anndata(units=None)), model.transform(FRAME))
 
 
 def test_text_in_a_table_to_align_is_refused():
     with pytest.raises(ValueError, match="numbers"):
         align_table(FRAME.astype(str).assign(**{"gene-0": "high"}), pd.Index(GENES), np.zeros(17))
+
+
+# ---------------------------------------------------------------------------------------------- units and gaps
+
+COUNTS = pd.DataFrame(np.random.default_rng(1).poisson(50, (40, 17)).astype(float), FRAME.index, GENES)
+
+
+@pytest.mark.parametrize("units, by_hand", [
+    ("counts", lambda table: np.log2(table.div(table.sum(axis=1), axis=0)*1e6 + 1)),
+    ("TPM", lambda table: np.log2(table + 1)), ("FPKM", lambda table: np.log2(table + 1)),
+    ("log2(TPM+1)", lambda table: table)])
+def test_an_anndata_is_brought_to_a_log_scale_as_by_hand(tmp_path, units, by_hand):
+    model, plain = quick().fit(as_anndata(COUNTS, units)), quick().fit(by_hand(COUNTS))
+    np.testing.assert_allclose(model.scaler_.mean_, plain.scaler_.mean_, rtol=1e-12)
+    np.testing.assert_allclose(model.history_, plain.history_, rtol=1e-4)
+    want = plain.transform(by_hand(COUNTS))
+    model.save(tmp_path)
+    for one in (model, SSLEncoder.load(tmp_path)):
+        np.testing.assert_allclose(one.transform(as_anndata(COUNTS, units)), want, rtol=1e-3, atol=1e-5)
+    assert np.array_equal(model.transform(model.align(as_anndata(COUNTS, units))[0]),
+                          model.transform(as_anndata(COUNTS, units)))
+
+
+def test_counts_equal_the_steps_of_preprocess_to_the_last_bit():
+    table = Log2().fit_transform(DepthNormalise().fit_transform(COUNTS.to_numpy()))
+    logged = pd.DataFrame(table, COUNTS.index, GENES)
+    assert np.array_equal(quick().fit_transform(as_anndata(COUNTS, "counts")), quick().fit_transform(logged))
+
+
+def test_the_depth_of_a_sample_does_not_change_its_embedding():
+    model = quick().fit(as_anndata(COUNTS, "counts"))
+    deeper = COUNTS.mul(np.random.default_rng(2).integers(1, 50, 40), axis=0)
+    want = model.transform(as_anndata(COUNTS, "counts"))
+    np.testing.assert_allclose(model.transform(as_anndata(deeper, "counts")), want, rtol=1e-4, atol=1e-5)
+    alone = model.transform(as_anndata(COUNTS.iloc[[3]], "counts"))
+    np.testing.assert_allclose(alone, want[[3]], rtol=1e-4, atol=1e-5)
+
+
+def test_surplus_genes_do_not_count_to_the_depth():
+    model = quick().fit(as_anndata(COUNTS, "counts"))
+    shuffled = COUNTS.assign(stranger=1e4)[["stranger", *GENES[::-1]]]
+    want = model.transform(as_anndata(COUNTS, "counts"))
+    assert np.array_equal(model.transform(as_anndata(shuffled, "counts")), want)
+
+
+@pytest.mark.parametrize("units, stated", [(None, "are not stated"), ("beads", "are 'beads', which are unknown")])
+def test_unknown_units_are_taken_as_they_are_with_one_warning(units, stated):
+    with pytest.warns(UserWarning, match=stated) as caught: model = quick().fit(as_anndata(units=units))
+    assert len(caught) == 1
+    with warnings.catch_warnings(action="error"):
+        assert np.array_equal(model.transform(as_anndata(units=units)), quick().fit_transform(FRAME))
+
+
+def test_a_model_of_unknown_units_says_so_when_it_is_given_counts():
+    with pytest.warns(UserWarning, match="these data are counts, those of the model not known") as caught:
+        quick().fit(FRAME).transform(as_anndata(units="counts"))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("trained, theirs", [("counts", "TPM"), ("TPM", "counts"), ("counts", "log2(TPM+1)")])
+def test_other_units_than_those_of_the_training_data_are_refused(trained, theirs):
+    with pytest.raises(ValueError, match="trained on .* and these data are"):
+        quick().fit(as_anndata(COUNTS, trained)).transform(as_anndata(COUNTS, theirs))
+
+
+def test_negative_counts_and_samples_without_reads_are_refused():
+    for value, message in ((-1., "negative value"), (0., "no read at all")):
+        bad = COUNTS.copy()
+        bad.iloc[2] = value
+        with pytest.raises(ValueError, match=message): quick().fit(as_anndata(bad, "counts"))
+        with pytest.raises(ValueError, match=message):
+            quick().fit(as_anndata(COUNTS, "counts")).transform(as_anndata(bad, "counts"))
+
+
+@pytest.mark.parametrize("units", ["counts", "log2(TPM+1)"])
+def test_missing_values_of_an_anndata_take_the_training_mean(tmp_path, units):
+    gappy = COUNTS.copy()
+    gappy.iloc[:10, 3] = np.nan
+    gappy.iloc[5, 7] = np.nan
+    with pytest.warns(UserWarning, match=r"11 of 680 entries are missing \(1.6%\)") as caught:
+        model = quick().fit(as_anndata(gappy, units))
+    assert len(caught) == 1
+    if units != "counts": np.testing.assert_allclose(model.scaler_.mean_, gappy.mean(), rtol=1e-12)
+    with pytest.warns(UserWarning, match="11 of 680 entries are missing"):
+        aligned, _ = model.align(as_anndata(gappy, units))
+    assert (model._scaled(aligned.to_numpy())[gappy.isna().to_numpy()] == 0).all()
+    model.save(tmp_path)
+    for one in (model, SSLEncoder.load(tmp_path)):
+        with pytest.warns(UserWarning, match="11 of 680 entries are missing") as caught:
+            assert np.array_equal(one.transform(as_anndata(gappy, units)), model.transform(aligned))
+        assert len(caught) == 1
+
+
+def test_genes_that_are_constant_or_never_measured_say_nothing():
+    odd = FRAME.assign(**{"gene-1": np.nan, "gene-2": 3.})
+    with pytest.warns(UserWarning, match="40 of 680 entries"): model = quick().fit(as_anndata(odd))
+    assert np.isfinite(model.history_[["loss", "held_out_loss"]]).all(axis=None)
+    with warnings.catch_warnings(action="ignore"): want = model.transform(as_anndata(odd))
+    other = odd.assign(**{"gene-1": 7., "gene-2": 8.})
+    assert np.isfinite(want).all() and np.array_equal(model.transform(as_anndata(other)), want)
+
+
+def test_public_tumours_with_gaps_are_embedded():
+    adata = load("coadread")
+    gaps = np.isnan(adata.X)
+    rows, genes = np.argsort(-gaps.sum(1), kind="stable")[:30], np.argsort(-gaps.sum(0), kind="stable")[:40]
+    rows = np.concatenate([rows, np.flatnonzero(~gaps.any(1))[:30]])
+    part = adata[rows, np.union1d(genes, np.arange(100, 140))].copy()
+    n_missing = int(np.isnan(part.X).sum())
+    with pytest.warns(UserWarning, match=f"{n_missing} of {part.X.size} entries are missing"):
+        embedded = quick().fit_transform(part)
+    assert n_missing > 0 and embedded.shape == (60, 8) and np.isfinite(embedded).all()
 
 
 # ---------------------------------------------------------------------------------------------- on disk
@@ -247,8 +355,13 @@ def test_the_json_tells_what_the_model_is(tmp_path):
     assert card["genes"] == GENES and card["settings"]["method"] == "scarf"
     trained = card["trained"]
     assert (trained["samples"], trained["genes"], trained["units"]) == (40, 17, "log2(TPM+1)")
-    assert trained["last epoch"]["epoch"] == 2 and "torch" in card["versions"]
+    assert trained["steps"] == ["ZScore"] and trained["last epoch"]["epoch"] == 2 and "torch" in card["versions"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_the_json_tells_which_steps_were_applied(tmp_path):
+    quick().fit(as_anndata(COUNTS, "counts")).save(tmp_path)
+    assert json.loads((tmp_path/"model.json").read_text())["trained"]["steps"] == ["DepthNormalise", "Log2", "ZScore"]
 
 
 def break_json(change):
@@ -276,6 +389,7 @@ def cut(name): return lambda folder: (folder/name).write_bytes((folder/name).rea
     (break_json(lambda card: card["genes"].pop()), ValueError, "damaged"),
     (break_json(lambda card: card.update(genes=7)), ValueError, "damaged"),
     (break_json(lambda card: card["settings"].update(surprise=1)), ValueError, "damaged"),
+    (break_json(lambda card: card["trained"].update(steps=["Sqrt", "ZScore"])), ValueError, "damaged"),
     (break_json(lambda card: card.update(trained=None)), ValueError, "damaged")])
 def test_a_folder_that_holds_no_whole_model_is_refused_in_one_sentence(tmp_path, harm, error, message):
     quick().fit(FRAME).save(tmp_path/"m")

@@ -283,3 +283,10 @@ def test_a_mistake_gives_one_clear_sentence(spoil, message):
     with pytest.raises(ValueError, match=message) as error:
         differences(spoil(predictions_of(mostly, n_splits=2)))
     assert "\n" not in str(error.value)
+
+
+def test_gains_say_over_how_many_splits_and_repeats_they_are():
+    table = gain_areas(predictions_of(mostly, n_splits=2, n_repeats=3))
+    assert (table["n_splits"] == 2).all() and (table["n_repeats"] == 3).all()
+    fewer = predictions_of(mostly, n_splits=2, n_repeats=3).query("arm != 'scratch' or repeat == 0")
+    assert (gain_areas(fewer)["n_repeats"] == 1).all()   # the reference's single run is in every gain

@@ -7,15 +7,16 @@ from ssl_expr.baselines import fit_baseline
 from ssl_expr.data import toy
 from ssl_expr.finetune import FineTuning, finetune
 from ssl_expr.nets import embed, seeded
-from ssl_expr.pretrain import pretrain
 from ssl_expr.objective import build
 from ssl_expr.prepare import prepare
+from ssl_expr.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     "A data set with two samples of each patient, and its copy in which the held-out patients' values are noise."
-    folder, original = tmp_path_factory.mktemp("scramble"), toy(n_samples=240, n_genes=80, samples_per_patient=2, seed=3)
+    folder = tmp_path_factory.mktemp("scramble")
+    original = toy(n_samples=240, n_genes=80, samples_per_patient=2, seed=3)
     original.write_h5ad(folder/"original.h5ad")
     split = prepare(str(folder/"original.h5ad")).split
     held_out = np.concatenate([split.validation, split.test])

@@ -23,6 +23,7 @@ from ssl_expr.pretrain import (
     load_encoder,
     pretrain,
     save_encoder,
+    train_encoder,
     training_settings,
 )
 from ssl_expr.storage import load_tensors, save_tensors, tensor_digest
@@ -226,6 +227,73 @@ def test_a_loss_that_is_no_number_stops_and_names_the_epoch():
     with pytest.raises(ValueError, match="nan in epoch 2: use a smaller learning_rate"): brief(objective)
 
 
+# ---------------------------------------------------------------------------------------------- by name, in one call
+
+def by_name(method="scarf", X=X, **settings):
+    brief = {"width": 8, "depth": 2, "epochs": 3, "batch_size": 16, "progress": False}
+    return train_encoder(method, X, **brief | settings)
+
+
+@pytest.mark.parametrize("name, settings", ARMS)
+@pytest.mark.parametrize("seed", [0, 4])
+def test_training_by_name_equals_building_and_pretraining(name, settings, seed):
+    objective, history = by_name(name, settings=settings, dropout=0.1, seed=seed, learning_rate=1e-3, momentum=None)
+    with seeded(seed): want = build(name, 17, width=8, depth=2, dropout=0.1, **settings)
+    expected = pretrain(want, X, epochs=3, batch_size=16, learning_rate=1e-3, seed=seed, progress=False)
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    assert digest(objective) == digest(want) and objective.settings() == want.settings()
+
+
+def settings_used(monkeypatch, method, **settings):
+    "Objective settings and training settings of a call, without the training."
+    seen = {}
+    def instead(objective, *rest): seen.update(vars(rest[1])); return module._Run(objective, None, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_epochs", instead)
+        objective, _ = train_encoder(method, X, width=8, depth=2, **settings)
+    return objective.settings(), seen
+
+
+@pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
+def test_a_variant_fills_in_what_the_paper_or_the_released_code_says(monkeypatch, method):
+    kind = module.objectives()[method]
+    text, code = (settings_used(monkeypatch, method, variant=variant) for variant in ("text", "code"))
+    assert text[0] == kind(17, width=8, depth=2).settings()
+    assert code[0] == kind(17, width=8, depth=2, **kind.code_settings).settings() != text[0]
+    for (_, used), published in ((text, kind.paper_training), (code, kind.code_training)):
+        assert {name: used[name] for name in module.TRAINING} == vars(published)
+
+
+def test_what_is_asked_for_wins_over_the_variant_and_none_does_not(monkeypatch):
+    objective, used = settings_used(monkeypatch, "byol", variant="code", epochs=7, batch_size=None, learning_rate=0.5,
+                                    settings={"symmetric": False, "head_dropout": None})
+    assert (objective["symmetric"], objective["head_dropout"]) == (False, 0.2)
+    assert (used["epochs"], used["batch_size"], used["optimizer"], used["learning_rate"]) == (7, 32, "adam", 0.5)
+    assert settings_used(monkeypatch, "byol", variant="code", optimizer="sgd")[1]["momentum"] == 0
+    assert settings_used(monkeypatch, "byol", variant="text", optimizer="sgd")[1]["momentum"] == 0.9
+
+
+def test_training_by_name_continues_from_a_checkpoint(tmp_path):
+    choice = {"checkpoint": tmp_path/"c.safetensors", "checkpoint_every": 2, "variant": "code"}
+    want, history = by_name(**choice)
+    again, repeated = by_name(**choice)
+    pd.testing.assert_frame_equal(repeated, history, check_exact=True)
+    assert digest(again) == digest(want)
+    with pytest.raises(ValueError, match="other symmetric"): by_name(**choice | {"variant": "text"})
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"epoch": 3}, "unknown training setting 'epoch': known are epochs, batch_size, optimizer, learning_rate"),
+    ({"temperature": 1.}, "unknown training setting 'temperature'"), ({"held_out": 0.}, "unknown training setting"),
+    ({"variant": "blog"}, "variant must be one of 'text', 'code', got 'blog'"), ({"variant": None}, "variant"),
+    ({"method": "scraf"}, "unknown method 'scraf'"), ({"method": "scraf", "variant": "code"}, "unknown method 'scraf'"),
+    ({"settings": {"temprature": 1.}}, "unknown setting 'temprature'"), ({"epochs": "ten"}, "epochs"),
+    ({"X": X[0]}, "shape"), ({"X": None}, "shape"), ({"seed": "a"}, "seed")])
+def test_training_by_name_refuses_what_it_does_not_know(change, message):
+    with pytest.raises(ValueError, match=message) as caught: by_name(**change)
+    assert "\n" not in str(caught.value)
+
+
 # ---------------------------------------------------------------------------------------------- checkpoints
 
 class PowerCut(Exception): pass
@@ -423,3 +491,34 @@ def test_a_file_that_holds_no_encoder_is_refused(tmp_path):
     for metadata in ({}, {"encoder": {"n_genes": 3}}, {"encoder": {"n_genes": "x"}}, {"encoder": 1}):
         save_tensors(tmp_path/"e", {"weight": torch.ones(2)}, metadata)
         with pytest.raises(ValueError, match="holds no encoder"): load_encoder(tmp_path/"e")
+
+
+NAMES = [f"gene-{number}" for number in range(17)]
+
+
+@pytest.mark.parametrize("genes, message", [
+    (NAMES[::-1], "reads 17 genes and the data have 17, of which 17 are shared and 1 are in the same place"),
+    (NAMES[:12], "reads 17 genes and the data have 12, of which 12 are shared"),
+    ([*NAMES, "gene-17"], "reads 17 genes and the data have 18, of which 17 are shared"),
+    ([*NAMES[:16], "other"], "of which 16 are shared and 16 are in the same place"), ([], "the data have 0")])
+def test_an_encoder_of_other_genes_is_refused_before_torch_sees_them(tmp_path, genes, message):
+    save_encoder(tmp_path/"e", Encoder(17, **SMALL), {"genes": NAMES})
+    with pytest.raises(ValueError, match=rf"{tmp_path/'e'} {message}.*: prepare the data with") as caught:
+        load_encoder(tmp_path/"e", genes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Index])
+def test_an_encoder_of_the_same_genes_is_read(tmp_path, kind):
+    save_encoder(tmp_path/"e", Encoder(17, **SMALL), {"genes": NAMES})
+    assert load_encoder(tmp_path/"e", kind(NAMES))[0].n_genes == load_encoder(tmp_path/"e")[0].n_genes == 17
+
+
+def test_without_stored_names_the_number_of_genes_must_fit(tmp_path):
+    save_encoder(tmp_path/"e", Encoder(17, **SMALL))
+    assert load_encoder(tmp_path/"e", NAMES)[0].n_genes == 17
+    with pytest.raises(ValueError, match="reads 17 genes and the data have 16: prepare"):
+        load_encoder(tmp_path/"e", NAMES[:16])
+    save_encoder(tmp_path/"wrong", Encoder(17, **SMALL), {"genes": NAMES[:3]})
+    with pytest.raises(ValueError, match="reads 17 genes and the data have 3"):
+        load_encoder(tmp_path/"wrong", NAMES[:3])

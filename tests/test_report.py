@@ -180,6 +180,52 @@ def test_a_missing_table_says_how_to_make_it(tmp_path):
         report.read(tmp_path/"quick", "grid")
 
 
+@pytest.mark.parametrize("content", [
+    b"", b"\n", b"depth,wid", b"depth,width\n", b"depth,width\n2,64\n4,2", b"depth,width\n2,64\n4,64,1,1\n",
+    b'depth,width\n2,"64\n', b"depth,width\n2,\xff\xfe\n"])
+def test_a_damaged_table_is_named_with_its_remedy_in_one_sentence(tmp_path, content):
+    (tmp_path/"quick").mkdir()
+    (tmp_path/"quick"/"grid.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"grid\.csv is damaged .*: delete it and .*--profile quick") as refusal:
+        report.read(tmp_path/"quick", "grid")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_table_may_be_empty_where_that_is_allowed(tmp_path):
+    (tmp_path/"settings.csv").write_text("arm,setting\n")
+    assert report.read(tmp_path, "settings", empty_allowed=True).empty
+
+
+def repeated(n_splits, n_repeats, arm="scarf"):
+    return pd.DataFrame(dict(arm=[arm, "scratch"], n_splits=n_splits, n_repeats=n_repeats))
+
+
+@pytest.mark.parametrize("n_splits, n_repeats, resampled, left_out", [
+    (1, 1, "resampling patients.", "the single split and of the single repeat is not"),
+    (1, 2, "resampling patients and repeats.", "the single split is not"),
+    (3, 1, "resampling patients and splits.", "the single repeat is not"),
+    (2, 5, "resampling patients, splits and repeats.", ""),
+    ([1, 2], 2, "resampling patients, splits and repeats.", "the single split (where there is one only) is not")])
+def test_a_caption_names_what_was_resampled_and_which_luck_is_missing(n_splits, n_repeats, resampled, left_out):
+    said = report.describe_intervals(repeated(n_splits, n_repeats))
+    assert resampled in said and (left_out in said if left_out else "The luck of the single" not in said)
+
+
+def test_only_pretrained_arms_bring_up_the_luck_of_pretraining():
+    assert "luck of pretraining" in report.describe_intervals(repeated(2, 2, "a-newcomer"))
+    for arm in ("logistic-pca", np.nan): assert "pretraining" not in report.describe_intervals(repeated(2, 2, arm))
+
+
+def test_a_table_without_its_number_of_splits_is_refused():
+    with pytest.raises(ValueError, match="lacks n_splits: collect it again"):
+        report.describe_intervals(repeated(1, 1).drop(columns="n_splits"))
+
+
+def test_a_tally_says_how_many_comparisons_there_were():
+    assert report.tally(["tie", "worse", np.nan]) == (
+        "0 better, 1 worse, 1 tie in 2 comparisons, not corrected for their number")
+
+
 def test_the_runs_of_several_collections_are_joined_without_repeats(tmp_path):
     for name, targets in dict(curves=["a", "b"], grid=["b", "c"]).items():
         (tmp_path/f"{name}.json").write_text(json.dumps(RUNS | dict(runs=[dict(target=target) for target in targets])))
