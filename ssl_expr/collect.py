@@ -110,7 +110,8 @@ def settings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
         given = {name: value for name, value in recipe.items() if name in published}
         trained = vars(training_settings(method(8), **(authors if coded else {}) | given))
         paper, code = published | settings, authors | settings | method.code_settings
-        used = trained | settings | (method.code_settings if coded else {}) | plan.profile["encoder"] | recipe.get("settings", {})
+        used = trained | settings | (method.code_settings if coded else {})
+        used |= plan.profile["encoder"] | recipe.get("settings", {})
         rows += [dict(arm=arm, setting=name, paper=value, code=code[name], used=used[name])
                  for name, value in paper.items()]
     return dict(settings=pd.DataFrame(rows, columns=["arm", "setting", "paper", "code", "used"]))

@@ -119,7 +119,8 @@ class Run:
         cost = dict(cpu_seconds=round(usage.ru_utime + usage.ru_stime, 2),
                     wall_seconds=round(time.time() - self.started, 2),
                     peak_memory_mb=round(usage.ru_maxrss/(2**20 if sys.platform == "darwin" else 2**10)))
-        inputs = {name: digest(repository()/path) for name in ("prepared", "encoder") if (path := self.parameters.get(name))}
+        paths = {name: self.parameters.get(name) for name in ("prepared", "encoder")}
+        inputs = {name: digest(repository()/path) for name, path in paths.items() if path}
         record = dict(notebook=self.notebook, parameters=self.parameters, target=target,
                       sha256=digest(self.folder/target), inputs=inputs, facts=facts, cost=cost, provenance=provenance())
         write_atomic((self.folder/target).with_suffix(".json"), json.dumps(record, indent=1, default=str) + "\n")
@@ -133,7 +134,8 @@ def read_record(
     if not (path.is_file() and Path(target).is_file()): return None
     record = read_json(path)
     lacking = {"parameters", "sha256", "facts", "cost", "provenance"} - record.keys()
-    if lacking: raise ValueError(f"{path} is not the record of a run (no {min(lacking)}): delete it and run the study again.")
+    if lacking:
+        raise ValueError(f"{path} is not the record of a run (no {min(lacking)}): delete it and run the study again.")
     return record
 
 def read_result(

@@ -65,9 +65,11 @@ def check_profile(
     def refuse(what:str): raise ValueError(f"In profile {name}, {what}.")
     for protocol, splits in profile["splits"].items():
         if protocol not in ("strict", "paper"): refuse(f"splits has protocol {protocol!r}: known are strict, paper")
-        if not isinstance(splits, list) or not splits: refuse(f"splits of {protocol} must be a list of numbers, got {splits!r}")
+        if not isinstance(splits, list) or not splits:
+            refuse(f"splits of {protocol} must be a list of numbers, got {splits!r}")
     for arm, recipe in profile["arms"].items():
-        if not isinstance(recipe, dict): refuse(f"arm {arm} must be a set of settings such as {{method: scarf}}, got {recipe!r}")
+        if not isinstance(recipe, dict):
+            refuse(f"arm {arm} must be a set of settings such as {{method: scarf}}, got {recipe!r}")
     for key in ("architectures", "pretraining_sizes"):
         for arm in profile[key].get("arms", []):
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
@@ -172,7 +174,8 @@ class Plan:
             if "arms" not in asked: self._add(question, base, asked, (prepared,), **where)
             for arm in asked.pop("arms", []):
                 pretraining, tuning = _recipe(profile["arms"][arm])
-                values = asked | dict(method=pretraining.pop("method", ""), pretraining=pretraining, fine_tuning=shared | tuning)
+                method = pretraining.pop("method", "")
+                values = asked | dict(method=method, pretraining=pretraining, fine_tuning=shared | tuning)
                 self._add(question, f"{base}/{arm}", values, (prepared,), arm=arm, **where)
 
     def of(self, *experiments:str)->list[PlannedRun]:

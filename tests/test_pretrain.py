@@ -503,7 +503,7 @@ NAMES = [f"gene-{number}" for number in range(17)]
     ([*NAMES[:16], "other"], "of which 16 are shared and 16 are in the same place"), ([], "the data have 0")])
 def test_an_encoder_of_other_genes_is_refused_before_torch_sees_them(tmp_path, genes, message):
     save_encoder(tmp_path/"e", Encoder(17, **SMALL), {"genes": NAMES})
-    with pytest.raises(ValueError, match=rf"{tmp_path/'e'} {message}.*: prepare the data with") as caught:
+    with pytest.raises(ValueError, match=rf"encoder {tmp_path}/e .*{message}.*: prepare the data with") as caught:
         load_encoder(tmp_path/"e", genes)
     assert "\n" not in str(caught.value)
 

@@ -149,7 +149,8 @@ def test_repeats_of_different_seeds_are_told_apart(study_copy, monkeypatch):
     monkeypatch.setattr(collect, "repository", lambda: study_copy.folder)
     monkeypatch.setattr(collect, "read_result", lambda target: {})
     monkeypatch.setattr(collect, "load_prepared", lambda path: SimpleNamespace(patients=["a", "b"]))
-    runs = [PlannedRun("label_curve", f"seed{seed}.parquet", {}, ("prepared",), "scarf", "strict", 0, seed) for seed in (0, 1)]
+    runs = [PlannedRun("label_curve", f"seed{seed}.parquet", {}, ("prepared",), "scarf", "strict", 0, seed)
+            for seed in (0, 1)]
     for run in runs: pd.DataFrame(dict(repeat=[0, 1], sample=[0, 1])).to_parquet(study_copy.folder/run.target)
     predictions = collect.predictions_of(runs)
     assert predictions["repeat"].nunique() == 4 and predictions["patient"].tolist() == ["a", "b"]*2
