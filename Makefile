@@ -17,7 +17,7 @@ figures: .venv/installed     ## redraw from collected metrics: make figures PROF
 
 test: check                  ## everything that must hold before a commit
 	nbdev-test --n-workers 2
-	pytest -n 2 --dist loadgroup
+	pytest
 
 check: .venv/installed       ## package in step with its notebooks, notebooks clean, style, types
 	nbdev-export

@@ -66,7 +66,6 @@ def test_readme_python_runs_as_written(tmp_path):
     assert answer.returncode == 0, answer.stderr
 
 
-@pytest.mark.xdist_group("study")
 def test_readme_commands_run_as_written(finished, tmp_path):
     "Those that CI runs itself (make) and the installation are left to it; the others run here, at toy size."
     from test_workflow import a_copy_of

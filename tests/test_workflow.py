@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from conftest import TINY, StudyCopy
 
-pytestmark = pytest.mark.xdist_group("study")  # all in one process, which runs the tiny study once
 METRICS = ("figures/data/tiny/*.csv",)
 
 
