@@ -32,22 +32,23 @@ def check_names(
         raise ValueError(f"{name} has {what} {repeated[0]!r} {(names == repeated[0]).sum()} times "
                          f"({len(repeated)} repeated names): keep one of each or rename them")
 
-def _blocks(X:np.ndarray, n_values:int=2**24) -> Iterator[tuple[int, np.ndarray]]:
-    "First row and float32 values of consecutive row blocks of at most 64 MB; `X` itself is never converted."
+def _blocks(X:np.ndarray, n_values:int=2**22) -> Iterator[tuple[int, np.ndarray]]:
+    "First row and float32 values of consecutive row blocks of at most 16 MB; `X` itself is never converted."
     step = max(1, n_values//max(1, X.shape[1]))
     for start in range(0, len(X), step): yield start, np.asarray(X[start:start + step], dtype=np.float32)
 
 def _check_values(adata:anndata.AnnData, name:str) -> None:
-    wrong = {"an infinite value": np.isinf} | ({"a negative count": lambda X: X < 0} if adata.uns.get("units") == "counts" else {})
-    first, count = dict.fromkeys(wrong), dict.fromkeys(wrong, 0)
+    wrong:dict[str, Callable] = {"an infinite value": np.isinf}
+    if adata.uns.get("units") == "counts": wrong["a negative count"] = lambda X: X < 0
+    first, count = dict.fromkeys(wrong, (0, 0)), dict.fromkeys(wrong, 0)
     measured, zero = np.zeros(adata.n_vars, dtype=bool), True
     for start, X in _blocks(adata.X):
         for what, is_bad in wrong.items():
             bad = is_bad(X)
-            if count[what] == 0 and bad.any(): first[what] = np.argwhere(bad)[0] + (start, 0)
+            if count[what] == 0 and bad.any(): first[what] = tuple(np.argwhere(bad)[0] + (start, 0))
             count[what] += int(bad.sum())
         measured |= ~np.isnan(X).all(0)
-        zero &= not (np.nan_to_num(X) != 0).any()
+        zero = zero and not np.nan_to_num(X).any()
     for what in wrong:
         if count[what]:
             place = place_of(*first[what], list(adata.var_names), list(adata.obs_names))
@@ -148,7 +149,7 @@ def guess_units(
         if _sums_to_million(np.exp2(X) - 1): return "log2(TPM+1)", "guessed: 2^x - 1 sums to a million in every sample"
         return "log2(x+1)", "guessed: no value is negative or above 30"
     present = values[values > 0]
-    if (present == np.round(present)).mean() >= 0.5 and np.nansum(X, axis=1).min() >= 1e4:
+    if (present == np.round(present)).mean() >= 0.5 and np.median(np.nansum(X, axis=1)) >= 1e4:
         return "counts", "guessed: most values are whole, as the expected counts of RSEM or salmon are"
     return "unknown", "guessed: values are neither whole numbers nor below 30, nor do they sum to a million"
 
@@ -183,7 +184,7 @@ def _load_coadread(folder:Path|None) -> anndata.AnnData:
     return anndata.read_h5ad(Path(str(files("ssl_expr")))/"datasets"/"coadread.h5ad")
 
 # %% ../nbs/00_data.ipynb #cell-23
-def _complete(adata:anndata.AnnData, name:str, units:str|None) -> anndata.AnnData:
+def _complete(adata:anndata.AnnData, units:str|None) -> anndata.AnnData:
     "What a file leaves unsaid is filled in, and the provenance says so."
     provenance = dict(adata.uns["provenance"])
     if "patient" not in adata.obs:
@@ -224,10 +225,11 @@ def load(
         adata = _loaders[name](folder)
         if annotations is not None: add_annotations(adata, read_annotations(annotations, labels), annotations, labels)
     elif is_table(path) or (name and path.is_dir()):
-        adata = _complete(read_table(path, labels, annotations and (folder or Path())/annotations, orientation), name, units)
+        beside = annotations and (folder or Path())/annotations
+        adata = _complete(read_table(path, labels, beside, orientation), units)
         adata.uns["provenance"] |= {"file": path.name}
-    else: raise ValueError(f"unknown data set {name!r}: known are {', '.join(datasets())}, or give a path ending in "
-                           f"{', '.join(READABLE)}, or a folder with matrix.mtx")
+    else: raise ValueError(f"unknown data set {name!r}: known are {', '.join(datasets())}, or give a folder with "
+                           f"matrix.mtx or a path ending in {', '.join(READABLE)}")
     if units and units != adata.uns["units"]:
         raise ValueError(f"{name} says its units are {adata.uns['units']}, not {units}: correct one of the two")
     _choose_labels(adata, labels, name)

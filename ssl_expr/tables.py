@@ -26,9 +26,9 @@ from .textfiles import (SEPARATORS, Table, ending, open_bytes, parquet_table, re
 def _advice(text:str) -> str:
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text): return "write numbers without thousands separators"
     if re.fullmatch(r"-?\d+,\d+([eE][-+]?\d+)?", text): return "write decimal numbers with a point"
-    try: float(text)
+    try: size = abs(float(text))
     except ValueError: return "write a number there, or, if it is a label of samples, name its column in `labels`"
-    return "store numbers as numbers, not as text"
+    return "store numbers as numbers, not as text" if size < 1e38 else "this is too large for an expression value, correct it"
 
 def _numbers(
     frame:pd.DataFrame,                  # (rows, columns), any types
@@ -87,7 +87,10 @@ def _assemble(
         known = [column.lower() in GENE_COLUMNS for column in [*columns, ""]]
         text = list(range(known.index(False) if leading is None else leading))
     kept = [j for j in range(len(columns)) if j not in set(text)]
-    names = [columns[j] for j in kept]
+    names, misplaced = [columns[j] for j in kept], [row for row in rows if annotates(row, labels)]
+    if direction == "genes" and misplaced:
+        raise ValueError(f"{path} has {misplaced[0]!r} among its genes: put annotations of samples into a second file "
+                         "and name it as `annotations`")
     genes, ids = (names, rows) if direction == "samples" else (rows, names)
     check_names(pd.Index(columns), "gene" if direction == "samples" else "sample", str(path))
     _refuse_values_as_names(table.corner, rows, path)
@@ -196,19 +199,22 @@ def _refuse_twice(matrix, path:Path) -> None:
         raise ValueError(f"{path} gives entry {row + 1} {column + 1} twice: keep one of them")
 
 # %% ../nbs/06_tables.ipynb #cell-17
-def _refuse_outside(path:Path) -> None:
+def _check_hdf5(path:Path) -> None:
+    "Refuse a file that lacks a field, or takes one from elsewhere."
     with h5py.File(path) as file:
+        absent = [name for name in ("obs", "var", "X") if name not in file]
         link = file.visititems_links(lambda name, link: name if isinstance(link, h5py.ExternalLink) else None)
         data = file.visititems(lambda name, item: name if isinstance(item, h5py.Dataset) and
                                (item.external or item.is_virtual) else None)
+    if absent: raise ValueError(f"{path} has no {'matrix X' if absent[0] == 'X' else absent[0]}: write the expression into "
+                                "X, and what samples and genes are into obs and var")
     if link or data: raise ValueError(f"{path} takes {link or data!r} from another file: save it whole")
 
 def _read_h5ad(path:Path, labels:Sequence[str], orientation:str, samples:Sequence[str]) -> anndata.AnnData:
-    _refuse_outside(path)
+    _check_hdf5(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")     # repeated names are refused below, old encodings are read all the same
         adata = anndata.read_h5ad(path)
-    if adata.X is None: raise ValueError(f"{path} has no matrix X: write the expression into X")
     if orientation == "genes": adata = adata.T
     for names, what in ((adata.var_names, "gene"), (adata.obs_names, "sample")): check_names(names, what, str(path))
     direction, why = detect_orientation(adata.obs_names, adata.var_names, samples=samples) if adata.n_vars else ("samples", "")
@@ -234,10 +240,11 @@ def read_annotations(
         if ending(path) not in (".csv", ".tsv", ".txt", ".parquet"):
             raise ValueError(f"{path} cannot hold annotations: give a .csv, .tsv, .txt or .parquet file")
         table = _table(path)
-        check_names(pd.Index(table.columns), "column", str(path))
         frame = table.cells(range(len(table.columns))).set_axis(table.columns, axis=1)
-        ids = table.rows
-        if "sample" in frame: ids = list(frame.pop("sample").fillna("").astype(str))
+        corner = table.corner.strip() or "unnamed"
+        frame.insert(0, corner, table.rows, allow_duplicates=True)
+        check_names(frame.columns, "column", str(path))
+        ids = frame.pop("sample" if "sample" in frame else corner).fillna("").astype(str)
         frame.index = pd.Index([name.strip() for name in ids])
         check_names(frame.index, "sample", str(path))
     for column in frame:
@@ -245,7 +252,7 @@ def read_annotations(
         if annotates(column, labels): frame[column] = values.astype(object).map(str, na_action="ignore")
         elif values.notna().any() and pd.to_numeric(values, errors="coerce").notna().eq(values.notna()).all():
             frame[column] = pd.to_numeric(values)
-    return frame.rename(columns=lambda column: column.removeprefix("label:"))
+    return frame
 
 def _table(path:Path) -> Table:
     return parquet_table(path) if ending(path) == ".parquet" else text_table(path, SEPARATORS[ending(path)])
@@ -262,12 +269,13 @@ def add_annotations(
     if not found.any():
         raise ValueError(f"{path} has no sample of the data: it names {', '.join(theirs[:2])}, the data have "
                          f"{', '.join(ours[:2])}: use the same sample ids")
-    both = [column for column in frame if column in adata.obs]
+    plain = {column: column.removeprefix("label:") for column in frame}
+    both = [column for column in plain.values() if column in adata.obs]
     if both: raise ValueError(f"{path} has column {both[0]!r}, which the data have as well: keep one of the two")
-    for column, values in frame.reindex(ours).items(): adata.obs[column] = values.to_numpy()
+    for column, values in frame.reindex(ours).items(): adata.obs[plain[column]] = values.to_numpy()
     repeats = [c for c in frame if frame[c].dtype == object and 0 < frame[c].nunique() < frame[c].notna().sum()]
-    adata.uns["labels"] = [*adata.uns.get("labels", []),
-                           *(c for c in frame if c != "patient" and (c in repeats or c in labels))]
+    chosen = [plain[c] for c in frame if c != "patient" and (c in repeats or annotates(c, labels))]
+    adata.uns["labels"] = [*adata.uns.get("labels", []), *chosen]
     text = f"{Path(path).name}: {found.sum()} of {len(ours)} samples found"
     if not found.all(): text += f", the other {(~found).sum()} stay without labels (the first is {ours[~found][0]!r})"
     if len(theirs) > found.sum(): text += f"; its {len(theirs) - found.sum()} other samples are left out"

@@ -52,7 +52,6 @@ def open_bytes(path:Path) -> BinaryIO:
 def refuse_foreign(path:Path) -> None:
     "Refuse what is absent, of an unknown ending, or of another format than its ending says."
     kind = ending(path)
-    if any(ord(letter) < 32 for letter in str(path)): raise ValueError(f"{str(path)!r} has a line break in it: rename it")
     if kind in _REFUSED: raise ValueError(f"{path} is {_REFUSED[kind]}")
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"no file {path}{' but a folder of that name' if path.is_dir() else ''}: check the path")
@@ -66,6 +65,7 @@ def refuse_foreign(path:Path) -> None:
 @contextmanager
 def told(path:Path, kind:str="") -> Iterator[None]:
     "Whatever a reader stumbles over becomes one sentence about `path`."
+    if any(ord(letter) < 32 for letter in str(path)): raise ValueError(f"{str(path)!r} has a line break in it: rename it")
     try: yield
     except Exception as error:
         if isinstance(error, (ValueError, OSError)) and str(error).startswith((str(path), f"no file {path}")): raise
