@@ -294,7 +294,7 @@ def opened(X, path):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_a_matrix_on_the_disk_is_checked_and_fingerprinted_by_blocks(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr("ssl_expr.data._blocks.__defaults__", (800,))     # four rows at a time
+    monkeypatch.setattr("ssl_expr.data.matrix_blocks.__defaults__", (800,))     # four rows at a time
     data = toy(30)
     data.X[:, 3], data.X[7, 3] = 0, np.nan
     data.X = data.X.clip(max=2000)
