@@ -66,7 +66,7 @@ def _refuse_impossible(adata:anndata.AnnData, X:np.ndarray, units:Units)->None:
     low, high = 0.0, float(np.finfo(np.float32).max)
     if units.log:     # 2**60 reads: nobody has them; rounded files may lie a little below the logarithm of the offset
         low, high = (np.log(bound)/np.log(_bases[units.log]) for bound in (units.offset, 2.0**60))
-        low *= 1.001
+        low -= abs(low)/1000
     bad = (X < low) | (X > high)
     if not bad.any(): return
     row, column = np.argwhere(bad)[0]
