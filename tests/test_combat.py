@@ -169,6 +169,17 @@ def test_a_batch_of_one_sample_is_refused_by_name_or_kept_or_adjusted():
     np.testing.assert_array_equal(combat_mean_only(x, batches, groups)[alone], x[alone])     # nothing to compare with
 
 
+def test_only_the_lonely_batch_of_a_group_is_kept_where_groups_have_other_batches():
+    x, _ = made_up(0, (12,))
+    batches, groups = np.array(list("aaabbbdbbccc")), np.array(list("gggggghhhhhh"))     # in h: d alone, two b, three c
+    result = combat_mean_only(x, batches, groups, single="keep")
+    np.testing.assert_array_equal(result[6], x[6])
+    for rows in (slice(0, 6), slice(7, 12)):
+        np.testing.assert_allclose(result[rows], combat_mean_only(x[rows], batches[rows]), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="batch 'd' has a single sample in group 'h' .1 such batches."):
+        combat_mean_only(x, batches, groups)
+
+
 def test_shrinking_goes_from_one_common_shift_to_no_change():
     effects = np.random.default_rng(0).normal(0.7, 1, (1, 1000))
     faint, strong = 0.7 + (effects - 0.7)*1e-4, effects*1e4

@@ -204,6 +204,7 @@ def test_other_logarithms_become_log2_of_one_more_exactly(text, function):
 def test_units_are_stated_once_and_the_same_again_is_welcome():
     data = state_units(small(READS), "raw counts")
     assert data.uns == {"units": "counts", "provenance": {"units": "stated as counts"}}
+    assert not np.shares_memory(data.X, state_units(data, "counts").X)
     assert state_units(data, "counts").uns["units"] == "counts"
     assert state_units(small(READS/1000, "log2(x+1)"), "log2 TPM").uns["units"] == "log2(TPM+1)"
     assert state_units(small(READS - 50), "z-score").uns["units"] == "z-score"
@@ -218,6 +219,16 @@ def test_units_are_stated_once_and_the_same_again_is_welcome():
 def test_units_that_the_values_contradict_are_refused(X, text):
     with pytest.raises(ValueError, match="cannot be .*: correct it or state other units"):
         state_units(small(X), text)
+
+
+def test_a_zero_that_was_rounded_below_the_offset_is_zero_again():
+    assert unlog(small(np.full((2, 3), -9.966), "log2(TPM+0.001)")).X.tolist() == [[0.0]*3]*2
+
+
+def test_undoing_a_logarithm_costs_single_precision_no_more_than_one_rounding():
+    logged = np.linspace(0, 20, 6, dtype=np.float32).reshape(2, 3)
+    want = np.exp2(logged.astype(np.float64)) - 1
+    np.testing.assert_allclose(unlog(small(logged, "log2(TPM+1)")).X, want, rtol=np.finfo(np.float32).eps/2)
 
 
 def test_log2_plus_one_is_exact_for_tiny_values_and_keeps_the_type():
