@@ -179,6 +179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ssl_expr.genes.GeneReport': ('genes.html#genereport', 'ssl_expr/genes.py'),
                                 'ssl_expr.genes.GeneReport.__str__': ('genes.html#genereport.__str__', 'ssl_expr/genes.py'),
                                 'ssl_expr.genes._checked_kind': ('genes.html#_checked_kind', 'ssl_expr/genes.py'),
+                                'ssl_expr.genes._dense': ('genes.html#_dense', 'ssl_expr/genes.py'),
                                 'ssl_expr.genes._former_names': ('genes.html#_former_names', 'ssl_expr/genes.py'),
                                 'ssl_expr.genes._identifiers': ('genes.html#_identifiers', 'ssl_expr/genes.py'),
                                 'ssl_expr.genes._is_numbering': ('genes.html#_is_numbering', 'ssl_expr/genes.py'),

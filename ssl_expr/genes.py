@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'DUPLICATES', 'known_genes', 'kind_of', 'GeneReport', 'rename_genes', 'Coverage', 'align_genes',
            'shared_genes']
 
-# %% ../nbs/07_genes.ipynb #de05f149
+# %% ../nbs/07_genes.ipynb #2f21f385
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from anndata import AnnData
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/07_genes.ipynb #3eb7a750
+# %% ../nbs/07_genes.ipynb #05cfd11b
 KINDS = {"ensembl": "Ensembl ids", "entrez": "Entrez numbers", "symbol": "symbols", "mirna": "miRBase names"}
 _former = {"symbol": "previous_symbol", "mirna": "previous_mirna"}     # the kinds whose names are renewed
 
@@ -46,7 +46,7 @@ def _checked_kind(kind:str) -> str:
     if kind not in KINDS: raise ValueError(f"unknown kind of gene names {kind!r}: choose one of {', '.join(KINDS)}")
     return kind
 
-# %% ../nbs/07_genes.ipynb #e8c40f25
+# %% ../nbs/07_genes.ipynb #f0589aa8
 _form = {"ensembl": r"ENSG(R\d{10}|\d{11})(\.\d+)?(_PAR_Y)?", "mirna": r"hsa-(let|lin|mir|miR)-\S+",
          "entrez": r"[1-9]\d*(\.0)?", "symbol": r"\S+"}
 
@@ -75,8 +75,8 @@ def kind_of(
     best = max(shares, key=lambda kind: shares[kind])
     return best if shares[best] >= share else "unknown"
 
-# %% ../nbs/07_genes.ipynb #4b96c069
-@dataclass(frozen=True)
+# %% ../nbs/07_genes.ipynb #92e4046f
+@dataclass(frozen=True, repr=False)
 class GeneReport:
     "What became of the genes of a data set when they were renamed."
     kind:str                          # of the names before, a key of `KINDS`
@@ -103,7 +103,9 @@ class GeneReport:
         change = "brought up to date" if self.kind == self.to else f"to {KINDS[self.to]}"
         return "; ".join([f"{self.n_genes:,} genes, {KINDS[self.kind]} {change}: {self.n_renamed:,} renamed", *said])
 
-# %% ../nbs/07_genes.ipynb #02a7125a
+    __repr__ = __str__
+
+# %% ../nbs/07_genes.ipynb #44bffa05
 _date = r"(?i)\d{1,2}-[a-z]{3}(-\d{2,4})?|[a-z]{3}-\d{1,2}|\d{4}-\d\d-\d\d.*|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}"
 
 def _identifiers(adata:AnnData, trust:str|None) -> dict[str, pd.Series]:     # tidy names by kind, first decides
@@ -131,14 +133,19 @@ def _renamed(
         new = np.where(own != "", own, new) if to == next(iter(identifiers)) else np.where(new != "", new, own)
     return new, ((rows >= 0) & (rows != row)).any(0)
 
-# %% ../nbs/07_genes.ipynb #1809564a
+# %% ../nbs/07_genes.ipynb #172dff07
 _linear = ("counts", "TPM", "FPKM", "RPM", "CPM", "RSEM")
 DUPLICATES = ("refuse", "sum", "mean", "first")
 
-def _merged(X, codes:np.ndarray, duplicates:str):     # (N, G) and (G,) new column of every gene, -1 = none
+def _merged(
+    X:np.ndarray,        # (N, G)
+    codes:np.ndarray,    # (G,) new column of every gene, -1 = none
+    duplicates:str,      # sum | mean | first
+)->np.ndarray:           # (N, new columns); of the same type if nothing is added, else float32
+    "Columns chosen and merged; a matrix on the disk stays there when all its columns do."
     columns = np.flatnonzero(codes >= 0)
     _, first, count = np.unique(codes[columns], return_index=True, return_counts=True)
-    if np.array_equal(columns[first], np.arange(X.shape[1])): return X
+    if np.array_equal(columns[first], np.arange(X.shape[1])): return X if isinstance(X, np.memmap) else X.copy()
     chosen = X[:, columns[first]]
     if duplicates == "first" or count.max(initial=0) < 2: return chosen
     chosen, several = chosen.astype(np.float32, copy=False), columns[count[codes[columns]] > 1]
@@ -157,6 +164,10 @@ def _refuse_duplicates(merged:dict[str, tuple[str, ...]], duplicates:str, units:
     if duplicates == "sum" and units not in _linear:
         raise ValueError(f"{len(old)} genes become {new!r} ({', '.join(old)}) and values in {units} cannot be added: "
                          f"use duplicates='mean', or undo the logarithm or scaling first")
+
+def _dense(X) -> np.ndarray:
+    if isinstance(X, np.memmap): return X
+    return X.toarray() if hasattr(X, "toarray") else np.asarray(X)
 
 def _merges(adata:AnnData, new:np.ndarray) -> dict[str, tuple[str, ...]]:     # new name -> old ones, where several
     old = pd.Series(adata.var_names.astype(str))[new != ""].groupby(new[new != ""], sort=False)
@@ -178,7 +189,7 @@ def _rebuilt(
     var.index = wanted.rename(None)
     provenance = dict(adata.uns.get("provenance", {}))
     provenance["genes"] = f"{provenance['genes']}; then {said}" if "genes" in provenance else said
-    return AnnData(_merged(adata.X, codes, duplicates), adata.obs.copy(), var,
+    return AnnData(_merged(_dense(adata.X), codes, duplicates), adata.obs.copy(), var,
                    dict(adata.uns) | {"provenance": provenance}, obsm=dict(adata.obsm))
 
 def rename_genes(
@@ -206,7 +217,7 @@ def rename_genes(
                         tuple(name for name in old[lost] if re.fullmatch(_date, name)))
     return _rebuilt(adata, final, pd.Index(pd.unique(final[final != ""])), duplicates, str(report)), report
 
-# %% ../nbs/07_genes.ipynb #6ec3c441
+# %% ../nbs/07_genes.ipynb #6bcd0062
 @dataclass(frozen=True)
 class Coverage:
     "How many of the wanted genes were found."
@@ -223,8 +234,10 @@ def _refuse_strangers(have:pd.Index, want:pd.Index) -> None:
     theirs, ours = kind_of(have), kind_of(want)
     advice = "use the same kind of gene names"
     if ours in KINDS and theirs in KINDS:
-        cause = f"{KINDS[theirs]} with and without versions" if theirs == ours else f"{KINDS[theirs]} and {KINDS[ours]}"
+        same = np.isin(*(_renamed({k: _tidy(names, k)}, ours)[0] for k, names in ((theirs, have), (ours, want)))).any()
+        cause = f"{KINDS[theirs]} and {KINDS[ours]}" if theirs != ours else f"{KINDS[ours]} of two versions"
         advice = f"these are {cause}, so rename the data with ssl_expr.genes.rename_genes(data, {ours!r})"
+        if not same: advice = f"these are {cause} for different genes, so use data in which such genes were measured"
     raise ValueError(f"no gene in common: the data have {', '.join(map(str, have[:3]))}, ..., wanted are "
                      f"{', '.join(map(str, want[:3]))}, ...: {advice}")
 
@@ -247,7 +260,7 @@ def align_genes(
     aligned[:, found] = X[:, place[found]]
     return aligned, Coverage(len(want), int(found.sum()), tuple(map(str, want[~found])))
 
-# %% ../nbs/07_genes.ipynb #b9b4a87a
+# %% ../nbs/07_genes.ipynb #1577d9ec
 def shared_genes(
     a:AnnData,                  # its order counts, and the coverage is that of its genes
     b:AnnData,                  # may name its genes by another kind
