@@ -29,7 +29,7 @@ class Prepared:
     patients: list[str]         # (N,) patient of each sample
     genes: list[str]            # (G,) gene names, in the order of the columns
     classes: list[str]          # class names, in the order of the codes
-    facts: dict[str, Any] = field(default_factory=dict)  # data set, label, protocol, units, fingerprint, what was left out
+    facts: dict[str, Any] = field(default_factory=dict)  # data set, protocol, units, fingerprint, what was left out
 
 # %% ../nbs/17_prepare.ipynb #cell-09
 def _choose(
@@ -39,7 +39,7 @@ def _choose(
 )->tuple[np.ndarray, np.ndarray, dict[str, Any]]:   # rows that are used, their labels (None = unlabelled), facts
     "The rows of the study and their labels, with what was left out."
     labels = drop_small_classes(stated.astype(object).to_numpy(), min_class_size)
-    used = np.flatnonzero(labels != None) if labelled_only else np.arange(len(labels))     # noqa: E711 (one by one)
+    used = np.flatnonzero(pd.notna(labels)) if labelled_only else np.arange(len(labels))
     small = sorted({str(name) for name in stated.dropna().unique()} - set(labels))
     return used, labels[used], dict(n_left_out=len(labels) - len(used), small_classes=small)
 
@@ -58,7 +58,7 @@ def _matrix(
     from ssl_expr.combat import combat_mean_only
     before, scale = steps[:-1], steps[-1]
     kept = transform_in_blocks(fit_in_blocks(before, X, rows[fitted_on]), X, rows)
-    classes = np.where(classes == None, "", classes)     # noqa: E711 (one by one)
+    classes = np.where(pd.isna(classes), "", classes)
     kept = combat_mean_only(kept, batches, classes, single="adjust")     # a study of one sample: as R's sva does
     return scale.fit(kept[fitted_on]).transform(kept)
 
@@ -71,9 +71,10 @@ def _batches(
     "The study of every row, or None; a correction under the strict protocol is refused."
     if not batch: return None
     if protocol != "paper":
-        raise ValueError(f"batch {batch!r} cannot be corrected under the {protocol} protocol, because a correction inside "
-                         f"each class tells the class of the test samples: leave it out, or use the protocol paper")
-    if batch not in obs: raise ValueError(f"there is no column {batch!r} for batches: it can be {', '.join(obs)}")
+        raise ValueError(f"batch {batch!r} cannot be corrected under the {protocol} protocol, because a correction "
+                         f"inside each class tells the class of the test samples: leave it out, or use protocol paper")
+    if batch not in obs:
+        raise ValueError(f"there is no column {batch!r} for batches: it can be {', '.join(map(str, obs))}")
     missing = obs[batch].isna()
     if missing.any(): raise ValueError(f"sample {obs.index[missing][0]!r} has no {batch!r}: name a column without gaps")
     return obs[batch].astype(str).to_numpy()
@@ -88,7 +89,7 @@ def prepare(
     genes:int=0,                     # keep this many most variable genes; 0: all
     min_class_size:int=15,           # classes with fewer samples lose their label (they still serve pretraining)
     labelled_only:bool=False,        # True: rows without a label are left out altogether (the paper's sample list)
-    batch:str="",                    # annotation whose shifts ComBat removes inside each class (paper only); empty: none
+    batch:str="",                    # paper only: annotation whose shifts ComBat removes in each class; empty: none
     test_share:float=0.2,            # share of the labelled patients in the test set
     validation_share:float=0.15,     # share of the labelled patients that select the epoch, to the nearest fold
     labelled_share:float=1.0,        # share of the labels outside the test set that are kept

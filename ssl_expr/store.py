@@ -47,6 +47,7 @@ def _fill(matrix:h5py.Dataset, blocks:Iterable[np.ndarray], obs:pd.DataFrame, va
                              f"{len(var)} genes: give blocks that follow `obs` and `var`")
         matrix[row:end] = _stored(block, matrix.dtype, row, obs, var)
         row = end
+        del block      # before the next one is made
     if row < len(obs): raise ValueError(f"the blocks end after {row} of {len(obs)} samples: give a row for each")
 
 def write_store(
