@@ -260,7 +260,7 @@ def preprocessor(
 # %% ../nbs/10_preprocess.ipynb #cell-34
 def _in_blocks(action:Callable, X:np.ndarray, rows, size:int) -> Iterator:
     "`action` of each block; a value that it refuses is named by its row in `X`."
-    numbers = np.arange(len(X)) if rows is None else np.arange(len(X))[np.asarray(rows)]
+    numbers = np.arange(len(X)) if rows is None else np.arange(len(X))[list(rows)]
     if not len(numbers): raise ValueError("there is no row to preprocess: give at least one")
     for block in row_blocks(X, rows, size):
         try: result = action(block)
@@ -294,7 +294,7 @@ def transform_in_blocks(
     size:int=2**23,           # bytes of a block
 )->np.ndarray:                # (N, kept genes) float32
     "What `transform` returns, filled block by block: only the kept genes of all rows are ever in memory."
-    rows = np.arange(len(X)) if rows is None else np.arange(len(X))[np.asarray(rows)]
+    rows = np.arange(len(X)) if rows is None else np.arange(len(X))[list(rows)]
     result, done = np.empty((0, 0), dtype=np.float32), 0
     for block in _in_blocks(pipeline.transform, X, rows, size):
         if not done: result = np.empty((len(rows), block.shape[1]), dtype=np.float32)

@@ -96,8 +96,8 @@ def open_store(
         X = np.memmap(path, kind, "r", offset, shape)
     except Exception as error:
         first = str(error).strip("'\" ").split("\n")[0].rstrip(".")
-        raise ValueError(f"{path} cannot be opened as a store ({first}): "
-                         f"delete it and make it again with `write_store`") from error
+        raise ValueError(f"{path} cannot be opened as a store ({first}): write it again with `write_store`, "
+                         f"or read an ordinary .h5ad file with `load`") from error
     return anndata.AnnData(X, obs, var, uns | {"labels": list(map(str, uns.get("labels", [])))})
 
 # %% ../nbs/08_store.ipynb #cell-16
@@ -107,13 +107,14 @@ def open_or_build(
 )->anndata.AnnData:                  # from `open_store`
     "Open a store, after building it if it is not there; of several processes one builds and the others wait."
     path = Path(path)
-    if path.is_file(): return open_store(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if not path.is_file():
-            remove_leftovers(path)          # of a builder that was killed
-            write_store(path, **build())
-    return open_store(path)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.is_file():
+                remove_leftovers(path)          # of a builder that was killed
+                write_store(path, **build())
+    try: return open_store(path)
+    except ValueError as error: raise ValueError(f"{path} is damaged: delete it, and it will be built again") from error
 
 # %% ../nbs/08_store.ipynb #cell-19
 def _release(X:np.ndarray) -> None:
@@ -127,7 +128,7 @@ def row_blocks(
     size:int=2**25,           # bytes of a float32 block, at least one row is read
 )->Iterator[np.ndarray]:      # (n, G) float32; of a float32 matrix in memory it may be a view, so do not write to it
     "The rows of `X` in blocks, so that little of a large file is in memory at any time."
-    wanted = None if rows is None else np.arange(len(X))[np.asarray(rows)]      # numbers, True/False or negative
+    wanted = None if rows is None else np.arange(len(X))[list(rows)]      # numbers, True/False or negative
     n_rows, step = len(X) if wanted is None else len(wanted), max(1, size//(4*X.shape[1]))
     in_file = isinstance(X, np.memmap)
     for start in range(0, n_rows, step):

@@ -177,7 +177,7 @@ def test_a_damaged_or_foreign_file_is_answered_with_one_sentence(tmp_path, damag
     damage(path)
     with pytest.raises(ValueError) as refusal: open_store(path)
     message = str(refusal.value)
-    assert message.startswith(f"{path} cannot be opened as a store (") and "make it again" in message
+    assert message.startswith(f"{path} cannot be opened as a store (") and "write it again" in message
     assert "\n" not in message and "()" not in message
 
 
@@ -227,6 +227,12 @@ def test_a_killed_builder_leaves_no_store_and_the_next_one_builds_it(tmp_path):
 def test_a_finished_store_is_opened_without_a_lock_even_where_nothing_may_be_written(tmp_path):
     write(tmp_path/"a.h5ad")
     assert open_or_build(tmp_path/"a.h5ad", None).shape == (N, G) and os.listdir(tmp_path) == ["a.h5ad"]
+
+
+def test_a_damaged_store_is_never_silently_replaced(tmp_path):
+    write(tmp_path/"a.h5ad")
+    cut(0.5)(tmp_path/"a.h5ad")
+    with pytest.raises(ValueError, match="is damaged: delete it"): open_or_build(tmp_path/"a.h5ad", None)
 
 
 def test_an_error_while_building_is_told_and_the_next_attempt_may_build(tmp_path):
