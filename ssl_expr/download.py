@@ -52,7 +52,7 @@ class RemoteFile:
             raise ValueError(f"{self.name} has no valid SHA-256: write 64 hexadecimal digits, or null")
 
 # %% ../nbs/05_download.ipynb #cell-09
-CHUNK = 1 << 20   # bytes read at a time
+CHUNK = 1 << 17   # bytes read at a time
 
 def size_of(
     path:Path,
@@ -92,6 +92,7 @@ def _receive(
             if total is not None and done > total:
                 raise ValueError(f"{arriving.stem} is longer than the {total} bytes promised and is refused: {ADVICE}")
             out.write(chunk)
+            out.flush()      # what a killed process had received can be continued
             bar.update(len(chunk))
 
 # %% ../nbs/05_download.ipynb #cell-12
