@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -28,17 +29,67 @@ class Prepared:
     patients: list[str]         # (N,) patient of each sample
     genes: list[str]            # (G,) gene names, in the order of the columns
     classes: list[str]          # class names, in the order of the codes
-    facts: dict[str, Any] = field(default_factory=dict)  # data set, label, protocol, units, fingerprint
+    facts: dict[str, Any] = field(default_factory=dict)  # data set, protocol, units, fingerprint, what was left out
 
-# %% ../nbs/17_prepare.ipynb #cell-08
+# %% ../nbs/17_prepare.ipynb #cell-09
+def _choose(
+    stated:pd.Series,       # (N,) labels of all rows
+    min_class_size:int,     # smaller classes lose their label
+    labelled_only:bool,     # leave the rows without a label out
+)->tuple[np.ndarray, np.ndarray, dict[str, Any]]:   # rows that are used, their labels (None = unlabelled), facts
+    "The rows of the study and their labels, with what was left out."
+    labels = drop_small_classes(stated.astype(object).to_numpy(), min_class_size)
+    used = np.flatnonzero(pd.notna(labels)) if labelled_only else np.arange(len(labels))
+    small = sorted({str(name) for name in stated.dropna().unique()} - set(labels))
+    return used, labels[used], dict(n_left_out=len(labels) - len(used), small_classes=small)
+
+# %% ../nbs/17_prepare.ipynb #cell-11
+def _matrix(
+    steps:Any,                    # an unfitted pipeline, z-score last
+    X:np.ndarray,                 # (N, G), in memory or memmapped
+    rows:np.ndarray,              # the n rows of `X` that are used
+    fitted_on:np.ndarray,         # which of these n to fit on
+    batches:np.ndarray|None,      # (n,) study of each row, None: no correction
+    classes:np.ndarray,           # (n,) class of each row, None = unlabelled, for the correction
+)->np.ndarray:                    # (n, kept genes) float32
+    "Fit `steps` and transform the rows, by blocks; ComBat, if wanted, in memory and just before the z-score."
+    from ssl_expr.preprocess import fit_in_blocks, transform_in_blocks
+    if batches is None: return transform_in_blocks(fit_in_blocks(steps, X, rows[fitted_on]), X, rows)
+    from ssl_expr.combat import combat_mean_only
+    before, scale = steps[:-1], steps[-1]
+    kept = transform_in_blocks(fit_in_blocks(before, X, rows[fitted_on]), X, rows)
+    classes = np.where(pd.isna(classes), "", classes)
+    kept = combat_mean_only(kept, batches, classes, single="adjust")     # a study of one sample: as R's sva does
+    return scale.fit(kept[fitted_on]).transform(kept)
+
+# %% ../nbs/17_prepare.ipynb #cell-12
+def _batches(
+    obs,            # sample annotations
+    batch:str,      # a column of `obs`, empty: no correction
+    protocol:str,
+)->np.ndarray|None:
+    "The study of every row, or None; a correction under the strict protocol is refused."
+    if not batch: return None
+    if protocol != "paper":
+        raise ValueError(f"batch {batch!r} cannot be corrected under the {protocol} protocol, because a correction "
+                         f"inside each class tells the class of the test samples: leave it out, or use protocol paper")
+    if batch not in obs:
+        raise ValueError(f"there is no column {batch!r} for batches: it can be {', '.join(map(str, obs))}")
+    missing = obs[batch].isna()
+    if missing.any(): raise ValueError(f"sample {obs.index[missing][0]!r} has no {batch!r}: name a column without gaps")
+    return obs[batch].astype(str).to_numpy()
+
 def prepare(
     dataset:str,                     # name known to `load`, or the path of an expression file
     label:str="",                    # sample annotation to predict; empty: the data set's first
     units:str="",                    # of a file that states none: counts, log2(x+1) ...; empty: as stated or guessed
+    annotations:str="",              # second file with annotations of the samples; empty: none
     protocol:str="strict",           # "strict" (patients apart, fitted on training rows) or "paper"
     split:int=0,                     # which split: seeds the draw of patients
     genes:int=0,                     # keep this many most variable genes; 0: all
     min_class_size:int=15,           # classes with fewer samples lose their label (they still serve pretraining)
+    labelled_only:bool=False,        # True: rows without a label are left out altogether (the paper's sample list)
+    batch:str="",                    # paper only: annotation whose shifts ComBat removes in each class; empty: none
     test_share:float=0.2,            # share of the labelled patients in the test set
     validation_share:float=0.15,     # share of the labelled patients that select the epoch, to the nearest fold
     labelled_share:float=1.0,        # share of the labels outside the test set that are kept
@@ -47,27 +98,30 @@ def prepare(
     "Load, split by patient, fit the preprocessing on the rows it may see, transform all rows."
     from ssl_expr.data import fingerprint, load  # here: runs that only read the result need not wait for these
     from ssl_expr.preprocess import preprocessor
-    adata = load(dataset, labels=[label] if label else [], units=units or None)
+    second = {"annotations": annotations} if annotations else {}
+    adata = load(dataset, labels=[label] if label else [], units=units or None, **second)
     if not adata.uns["labels"]: raise ValueError(f"{dataset} has no label column: name one with `label`.")
     label = adata.uns["labels"][0]
-    labels = drop_small_classes(adata.obs[label].astype(object).to_numpy(), min_class_size)
-    patients = adata.obs["patient"].astype(str).to_numpy()
+    used, labels, left_out = _choose(adata.obs[label], min_class_size, labelled_only)
+    obs = adata.obs.iloc[used]
+    patients = obs["patient"].astype(str).to_numpy()
+    batches = _batches(obs, batch, protocol)
     shares = test_share, validation_share, labelled_share
     rows = make_split(labels, patients, protocol, split, *shares, disjoint_pretraining)
     fitted_on = fitting_rows(rows, protocol)
-    steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None).fit(adata.X[fitted_on])
-    X = torch.from_numpy(np.ascontiguousarray(steps.transform(adata.X), dtype=np.float32))
-    classes = sorted({name for name in labels if isinstance(name, str)})
-    codes = np.array([classes.index(name) if isinstance(name, str) else -1 for name in labels])
+    steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None)
+    X = torch.from_numpy(_matrix(steps, adata.X, used, fitted_on, batches, labels))
+    classes = sorted(set(labels) - {None})
+    codes = np.array([classes.index(name) if name else -1 for name in labels])
     facts = dict(dataset=dataset, label=label, protocol=protocol, split=split,
                  units=adata.uns["units"], fingerprint=fingerprint(adata),
-                 n_samples=adata.n_obs, n_genes_measured=adata.n_vars,
-                 n_patients=len(set(patients)), n_fitted=len(fitted_on))
-    samples = list(map(str, adata.obs_names))
+                 n_samples=len(used), n_genes_measured=adata.n_vars,
+                 n_patients=len(set(patients)), n_fitted=len(fitted_on), batch=batch, **left_out)
+    samples = list(map(str, obs.index))
     kept = list(map(str, steps.get_feature_names_out(adata.var_names.to_numpy())))
     return Prepared(X, codes, rows, samples, list(patients), kept, classes, facts)
 
-# %% ../nbs/17_prepare.ipynb #cell-15
+# %% ../nbs/17_prepare.ipynb #cell-21
 def save_prepared(
     path:Path|str,  # file to write, usually ending in .safetensors
     data:Prepared,  # what to keep

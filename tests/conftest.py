@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,25 @@ corruption: {rates: [0.0, 0.5], replacements: [uniform, marginal]}
 grid: {depths: [1, 2], widths: [8], dropouts: [0.0, 0.2]}
 """
 
+SHARED_DATA = Path(os.environ.get("SSL_EXPR_TEST_DATA", REPOSITORY.parent/"shared"/"data"))
+
+
+def pytest_configure(config: pytest.Config):
+    config.addinivalue_line("markers", "real_data: reads the original public files, from ../shared/data or SSL_EXPR_TEST_DATA")
+
+
+def pytest_terminal_summary(terminalreporter):
+    "One line that says whether the tests on the original files ran."
+    def on_files(kind): return [report for report in terminalreporter.getreports(kind) if "real_data" in report.keywords]
+    ran = [report for report in on_files("passed") + on_files("failed") if report.when == "call"]
+    terminalreporter.write_line(f"tests on the original public files: {len(ran)} ran, {len(on_files('skipped'))} skipped")
+
 
 class StudyCopy:
     "A copy of the notebooks and the workflow, with a tiny profile on made-up data."
     def __init__(self, folder: Path):
         self.folder = folder
-        left_out = shutil.ignore_patterns("__pycache__", "datasets")
+        left_out = shutil.ignore_patterns("__pycache__", "coadread.h5ad")
         for name in ("nbs", "ssl_expr"): shutil.copytree(REPOSITORY/name, folder/name, ignore=left_out)
         shutil.copy(REPOSITORY/"Snakefile", folder)
         self.write_profile("tiny", TINY)
@@ -61,6 +75,25 @@ class StudyCopy:
 
 @pytest.fixture
 def study_copy(tmp_path: Path) -> StudyCopy: return StudyCopy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    "A data cache for this session only, so that tests neither use nor touch the user's."
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("SSL_EXPR_CACHE", str(folder))
+        patch.delenv("SSL_EXPR_MIRROR", raising=False)
+        yield folder
+
+
+@pytest.fixture
+def real_data(cache: Path) -> Path:
+    "The folder of original files; where there is none the test is skipped, or fails if it is required."
+    if not SHARED_DATA.is_dir():
+        if os.environ.get("SSL_EXPR_REQUIRE_DATA"): pytest.fail(f"the original files are required and not at {SHARED_DATA}")
+        pytest.skip("no original files: put them into ../shared/data or name their folder in SSL_EXPR_TEST_DATA")
+    return SHARED_DATA
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,328 @@
+"""Public sources: read from files in their true format, and, where they are at hand, from the original files."""
+import gzip
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from ssl_expr import archs4, gtex, rnaseqdb, tcga
+from ssl_expr.data import datasets, load
+from ssl_expr.prepare import prepare
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A folder of source files, and a cache of its own."
+    monkeypatch.setenv("SSL_EXPR_CACHE", str(tmp_path/"cache"))
+    monkeypatch.delenv("SSL_EXPR_MIRROR", raising=False)
+    (tmp_path/"source").mkdir()
+    return tmp_path/"source"
+
+
+def write_gzip(path: Path, text: str): path.write_bytes(gzip.compress(text.encode()))
+
+
+# labels of TCGA
+
+@pytest.fixture
+def tables(tmp_path):
+    "The two label tables, with the columns of the public ones."
+    samples = ["TCGA-AA-0001-01A", "TCGA-AA-0001-11A", "TCGA-AA-0002-01A", "TCGA-BB-0003-01A"]
+    pd.DataFrame({"sampleID": samples, "cancer_type": ["TCGA-COAD", "Normal", "TCGA-COAD", "TCGA-LUAD"],
+                  "subtype": ["GI.CIN", "", "GI.NA", "LUAD.1"]}).to_parquet(tmp_path/"paper_label.parquet")
+    pd.DataFrame({"sample_id": ["TCGA-AA-0001-01", "TCGA-BB-0003-01"], "patient_id": ["TCGA-AA-0001", "TCGA-BB-0003"],
+                  "gender": ["Male", "Female"], "age_diagnosed": [60, 70], "ajcc_stage": ["Stage I", None],
+                  "days_survived": [100, 200], "dead": [1, 0]}).to_csv(tmp_path/"tcga_clinical_cc0.tsv", sep="\t", index=False)
+    return tmp_path
+
+
+def test_a_barcode_tells_patient_tissue_and_kind():
+    facts = tcga.barcode_facts(pd.Index(["TCGA-AA-0001-01A-11R-1", "TCGA-AA-0001-11", "TCGA-AB-2803-03A", "TCGA-AA-0001-06B"]))
+    assert facts["patient"].tolist() == ["TCGA-AA-0001"]*2 + ["TCGA-AB-2803", "TCGA-AA-0001"]
+    assert facts["tumour"].tolist() == ["tumour", "normal", "tumour", "tumour"]
+    assert facts["sample"].tolist() == ["TCGA-AA-0001-01A", "TCGA-AA-0001-11A", "TCGA-AB-2803-03A", "TCGA-AA-0001-06B"]
+    assert facts["sample_type"].tolist() == ["primary tumour", "normal tissue", "blood cancer", "metastasis"]
+
+
+def test_of_a_sample_that_was_sequenced_twice_the_deeper_run_stays():
+    counts = np.array([[5, np.nan], [9, 1], [1, 1], [2, 2]], np.float32)
+    assert tcga.deepest_runs(counts, pd.Index(["a", "a", "b", "c"])).tolist() == [1, 2, 3]
+    assert tcga.deepest_runs(counts[::-1], pd.Index(["c", "b", "a", "a"])).tolist() == [0, 1, 2]
+
+
+def test_labels_come_by_sample_and_survival_by_patient(tables):
+    barcodes = pd.Index(["TCGA-AA-0001-01A-11R", "TCGA-AA-0001-11A-11R", "TCGA-AA-0002-01A-11R", "TCGA-ZZ-0009-01A-11R"])
+    obs = tcga.annotate_tcga(barcodes, pd.Index(["COAD", "COAD", "COAD", "LUAD"]), tables)
+    assert obs["cancer_type"].astype(object).fillna("-").tolist() == ["COAD", "Normal", "COAD", "-"]
+    assert obs["subtype"].astype(object).fillna("-").tolist() == ["GI.CIN", "-", "-", "-"]      # "" and GI.NA say nothing
+    assert obs["organ"].tolist() == ["colon", "colon", "colon", "lung"]
+    np.testing.assert_array_equal(obs["survival_days"], [100, 100, np.nan, np.nan])
+    np.testing.assert_array_equal(obs["died"], [1, 1, np.nan, np.nan])
+    with pytest.raises(ValueError, match="'XXXX' is no TCGA project"):
+        tcga.annotate_tcga(barcodes[:1], pd.Index(["XXXX"]), tables)
+
+
+# tcga, mRNA
+
+GENES = ["ENSG00000000003.15", "ENSG00000000005.6", "ENSG00000002586.20_PAR_Y"]
+
+
+def star_table(samples, counts):
+    rows = [[gene, *map(str, np.log2(np.asarray(row) + 1))] for gene, row in zip(GENES, counts, strict=True)]
+    return "\n".join("\t".join(row) for row in [["Ensembl_ID", *samples], *rows]) + "\n"
+
+
+def test_star_counts_come_back_as_the_counts_they_were(tmp_path):
+    counts = [[0, 1, 12_345_678], [7, 65_536, 2], [99, 0, 1_000_003]]
+    write_gzip(tmp_path/"TCGA-COAD.star_counts.tsv.gz", star_table(["TCGA-AA-0001-01A", "TCGA-AA-0001-11A", "TCGA-AA-0002-01A"], counts))
+    read, genes = tcga.read_star_counts(tmp_path/"TCGA-COAD.star_counts.tsv.gz")
+    np.testing.assert_array_equal(read, np.array(counts).T)
+    assert list(genes) == GENES and read.dtype == np.float32
+
+
+def test_projects_become_one_matrix_with_the_labels_of_the_paper(tmp_path, tables):
+    write_gzip(tmp_path/"TCGA-COAD.star_counts.tsv.gz", star_table(["TCGA-AA-0001-01A", "TCGA-AA-0001-11A"], [[1, 2], [3, 4], [5, 6]]))
+    write_gzip(tmp_path/"TCGA-LUAD.star_counts.tsv.gz", star_table(["TCGA-BB-0003-01A"], [[7], [8], [9]]))
+    parts = tcga._build_mrna(tmp_path, tables)
+    np.testing.assert_array_equal(np.concatenate(list(parts["blocks"])), [[1, 3, 5], [2, 4, 6], [7, 8, 9]])
+    assert parts["obs"]["cancer_type"].tolist() == ["COAD", "Normal", "LUAD"]
+    assert parts["var"]["ensembl"].tolist() == ["ENSG00000000003", "ENSG00000000005", "ENSG00000002586_PAR_Y"]
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda text: text.replace("Ensembl_ID", "gene"), "first column is 'gene', not 'Ensembl_ID'"),
+    (lambda text: text.replace("\t2.0", "\t0.3"), "0.3 in gene 'ENSG00000000005.6', sample 'TCGA-AA-0001-01A'"),
+    (lambda text: text.replace("\t2.0", "\t"), "nan in gene 'ENSG00000000005.6'")])
+def test_a_project_that_is_no_log_of_counts_is_refused(tmp_path, change, said):
+    text = star_table(["TCGA-AA-0001-01A"], [[1], [3], [5]])
+    write_gzip(tmp_path/"TCGA-COAD.star_counts.tsv.gz", change(text))
+    with pytest.raises(ValueError) as refusal: tcga.read_star_counts(tmp_path/"TCGA-COAD.star_counts.tsv.gz")
+    assert said in str(refusal.value) and "fetch it again" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_projects_of_different_releases_are_refused(tmp_path, tables):
+    text = star_table(["TCGA-AA-0001-01A"], [[1], [2], [3]])
+    write_gzip(tmp_path/"TCGA-COAD.star_counts.tsv.gz", text)
+    write_gzip(tmp_path/"TCGA-LUAD.star_counts.tsv.gz", text.replace("0005.6", "0005.7").replace("AA-0001", "BB-0003"))
+    with pytest.raises(ValueError, match="TCGA-LUAD.*lists other genes than TCGA-COAD"):
+        list(tcga._build_mrna(tmp_path, tables)["blocks"])
+
+
+# rnaseqdb
+
+def expected_counts(samples, rows):
+    head = "\t".join(["Hugo_Symbol", "Entrez_Gene_Id", *samples])
+    return "\n".join([head, *("\t".join([gene, f"{entrez:9}", *map("{:.2f}".format, values)]) for gene, entrez, values in rows)]) + "\n"
+
+
+def test_files_in_another_gene_order_are_aligned_and_their_names_become_annotations(tmp_path, tables):
+    write_gzip(tmp_path/"coad-rsem-count-tcga-t.txt.gz",
+               expected_counts(["TCGA-AA-0001-01A-1", "TCGA-AA-0002-01A-1"], [("TP53", 7157, [1.5, 2]), ("MYC", 4609, [3, 4])]))
+    write_gzip(tmp_path/"esophagus_muc-rsem-count-gtex.txt.gz",
+               expected_counts(["GTEX-S32W-1126-SM-4AD5V"], [("MYC", 4609, [10]), ("TP53", 7157, [20])]))
+    parts = rnaseqdb._build(tmp_path, tables)
+    np.testing.assert_array_equal(parts["blocks"][0], [[1.5, 3], [2, 4], [20, 10]])
+    obs = parts["obs"]
+    assert obs["organ"].tolist() == ["colon", "colon", "esophagus"] and obs["source"].tolist() == ["TCGA", "TCGA", "GTEx"]
+    assert obs["tumour"].tolist() == ["tumour", "tumour", "normal"] and obs["patient"].iloc[2] == "GTEX-S32W"
+    assert parts["var"].to_dict() == {"entrez": {"TP53": "7157", "MYC": "4609"}}
+
+
+@pytest.mark.parametrize("name, change, said", [
+    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", "-1.5"), "'TP53'"),
+    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("Entrez_Gene_Id", "Description"), "Hugo_Symbol, Entrez_Gene_Id"),
+    ("xyz-rsem-count-tcga.txt.gz", lambda text: text, "is not named"),
+    ("liver-rsem-count-gtex.txt.gz", lambda text: text, "no GTEx id")])
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path, tables, name, change, said):
+    write_gzip(tmp_path/name, change(expected_counts(["TCGA-AA-0001-11A-1"], [("TP53", 7157, [1.5]), ("MYC", 4609, [3])])))
+    with pytest.raises(ValueError) as refusal: rnaseqdb._build(tmp_path, tables)
+    assert said in str(refusal.value) and str(refusal.value).startswith(name)
+
+
+# archs4
+
+def small_archs4(path: Path, n_genes=20, n_samples=30, chunk=7, seed=0):
+    "The layout of human_gene_v2.2.h5; returns the counts and the texts."
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(30, (n_genes, n_samples)).astype("uint32")
+    counts[0, 0] = 3_000_000
+    texts = [f"tissue: {archs4.KEYWORDS[i % 19].title()}" for i in range(n_samples)]
+    texts[3], texts[5] = "tissue: brain, lung", "cell type: HeLa"
+    single = np.where(np.arange(n_samples) % 10 == 9, 0.8, 0.1)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data/expression", data=counts, chunks=(n_genes, chunk), compression="gzip")
+        file["meta/genes/ensembl_gene_id"] = [f"ENSG{g:011d}" for g in range(n_genes)]
+        file["meta/genes/symbol"] = [f"G{g}" for g in range(n_genes)]
+        meta = file.create_group("meta/samples")
+        meta["geo_accession"] = [f"GSM{i}" for i in range(n_samples)]
+        meta["series_id"] = [f"GSE{i//4},GSE9{i}" for i in range(n_samples)]
+        meta["characteristics_ch1"], meta["singlecellprobability"] = texts, single
+        meta["source_name_ch1"], meta["title"] = ["some tissue"]*n_samples, ["a title"]*n_samples
+    return counts, texts, single
+
+
+def test_archs4_takes_bulk_samples_with_a_keyword_and_groups_them_by_series(folder):
+    counts, texts, single = small_archs4(folder/"human_gene_v2.2.h5")
+    data = load("archs4", folder)
+    chosen = [i for i in range(30) if single[i] < 0.5 and texts[i] != "cell type: HeLa"]
+    assert list(data.obs_names) == [f"GSM{i}" for i in chosen]
+    assert list(data.obs["patient"]) == [f"GSE{i//4}" for i in chosen]
+    assert type(data.X) is np.memmap and data.X.dtype == np.float16 and data.uns["units"] == "log2(counts+1)"
+    restored = np.exp2(np.asarray(data.X, np.float64)) - 1
+    assert (abs(restored - counts[:, chosen].T) <= 0.004*counts[:, chosen].T + 1e-3).all() or \
+        (abs(restored - counts[:, chosen].T)/(counts[:, chosen].T + 1)).max() < 0.006
+
+
+def test_a_sample_with_two_tissues_keeps_the_first_and_is_refused_by_the_strict_label(folder):
+    small_archs4(folder/"human_gene_v2.2.h5")
+    obs = load("archs4", folder).obs
+    assert obs.loc["GSM3", "tissue"] == "brain" and pd.isna(obs.loc["GSM3", "tissue_strict"])
+    assert (obs.loc[obs.index != "GSM3", "tissue"] == obs.loc[obs.index != "GSM3", "tissue_strict"]).all()
+    assert set(obs["tissue_10"].dropna()) == {word for word in archs4.PAPER_TISSUES if word in set(obs["tissue"])}
+
+
+@pytest.mark.parametrize("chunk, size", [(1, 1), (7, 3), (7, 512), (30, 4)])
+def test_columns_are_read_in_order_whatever_the_chunks(tmp_path, chunk, size):
+    counts, _, _ = small_archs4(tmp_path/"a.h5", chunk=chunk)
+    columns = np.array([0, 2, 6, 7, 13, 14, 28, 29])
+    with h5py.File(tmp_path/"a.h5") as file:
+        blocks = list(archs4.column_blocks(file["data/expression"], columns, size))
+    np.testing.assert_allclose(np.concatenate(blocks), np.log2(counts[:, columns].T + 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["meta/samples/singlecellprobability", "meta/genes/symbol", "data/expression"])
+def test_an_archs4_file_without_a_field_is_refused_by_its_name(folder, field):
+    small_archs4(folder/"human_gene_v2.2.h5")
+    with h5py.File(folder/"human_gene_v2.2.h5", "r+") as file: del file[field]
+    with pytest.raises(ValueError, match=f"human_gene_v2.2.h5 has no field {field}: it is no ARCHS4"): load("archs4", folder)
+
+
+def test_a_file_that_is_no_hdf5_is_refused(folder):
+    (folder/"human_gene_v2.2.h5").write_bytes(b"<html>moved</html>")
+    with pytest.raises(ValueError, match="human_gene_v2.2.h5 is no readable HDF5 file"): load("archs4", folder)
+
+
+# gtex
+
+def small_gtex(folder: Path, change=lambda text: text):
+    samples = ["GTEX-1117F-0226-SM-5GZZ7", "GTEX-1117F-0426-SM-5EGHI", "K-562-SM-26GMQ"]
+    rows = ["#1.2", "2\t3", "\t".join(["Name", "Description", *samples]), "ENSG00000223972.5\tDDX11L1\t0\t3\t1", "ENSG1.1\tX\t700000\t7\t0.5"]
+    write_gzip(folder/"GTEx_Analysis_2017-06-05_v8_RNASeQCv1.1.9_gene_tpm.gct.gz", change("\n".join(rows) + "\n"))
+    (folder/"GTEx_Analysis_v8_Annotations_SampleAttributesDS.txt").write_text(
+        f"SAMPID\tSMATSSCR\tSMTS\tSMTSD\n{samples[0]}\t1\tAdipose Tissue\tAdipose - Subcutaneous\n{samples[1]}\t0\tMuscle\tMuscle - Skeletal\n")
+    (folder/"GTEx_Analysis_v8_Annotations_SubjectPhenotypesDS.txt").write_text("SUBJID\tSEX\tAGE\tDTHHRDY\nGTEX-1117F\t2\t60-69\t4\n")
+
+
+def test_gtex_groups_tissues_by_donor_and_keeps_log2_tpm(folder):
+    small_gtex(folder)
+    data = load("gtex", folder)
+    assert list(data.obs["patient"]) == ["GTEX-1117F", "GTEX-1117F", "K-562"]
+    assert data.obs["organ"].astype(object).fillna("-").tolist() == ["adipose tissue", "muscle", "-"]
+    assert data.obs["sex"].astype(object).fillna("-").tolist() == ["Female", "Female", "-"]
+    np.testing.assert_allclose(np.asarray(data.X, np.float32), np.log2([[1, 700001], [4, 8], [2, 1.5]]), atol=0.008)
+    assert data.uns["units"] == "log2(TPM+1)" and list(data.var["symbol"]) == ["DDX11L1", "X"]
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda text: text.replace("#1.2", "#1.3"), "does not start as a gct file"),
+    (lambda text: text.replace("2\t3", "3\t3", 1), "states 3 genes x 3 samples and holds 2"),
+    (lambda text: text.replace("2\t3", "1\t3", 1), "does not hold the 1 genes"),
+    (lambda text: text.replace("2\t3", "2\t4", 1), "states 2 genes x 4 samples"),
+    (lambda text: text.replace("Description", "Gene"), "no columns Name and Description"),
+    (lambda text: text.replace("700000", "-1"), "numbers from 0 up")])
+def test_a_gct_file_that_breaks_its_promise_is_refused(folder, change, said):
+    small_gtex(folder, change)
+    with pytest.raises(ValueError, match=said): load("gtex", folder)
+
+
+# tcga-mirna: damaged or foreign R files
+
+@pytest.mark.parametrize("content", [b"", b"not R", gzip.compress(b"RDX3\nX\n\x00\x00\x00\x03")])
+def test_a_damaged_rda_file_is_one_sentence(tmp_path, content):
+    (tmp_path/"ACC.miRNASeq.rda").write_bytes(content)
+    with pytest.raises(ValueError, match="ACC.miRNASeq.rda holds no R data frame.*fetch it again") as refusal:
+        tcga.read_cohort(tmp_path/"ACC.miRNASeq.rda")
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_rda_file_with_another_object_is_refused(tmp_path):
+    import rdata
+    rdata.write_rda(tmp_path/"ACC.miRNASeq.rda", {"x": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="ACC.miRNASeq.rda"): tcga.read_cohort(tmp_path/"ACC.miRNASeq.rda")
+    rdata.write_rda(tmp_path/"ACC.miRNASeq.rda", {"x": pd.DataFrame({"a": [1], "b": [2], "c": [3]})})
+    with pytest.raises(ValueError, match="is no miRNASeq table .it starts with a, b"): tcga.read_cohort(tmp_path/"ACC.miRNASeq.rda")
+
+
+def test_every_source_is_listed():
+    assert {"archs4", "coadread", "gtex", "rnaseqdb", "tcga", "tcga-mirna", "toy"} <= set(datasets())
+
+
+# the original files
+
+@pytest.mark.real_data
+def test_tcga_mirna_has_the_published_numbers(real_data):
+    data = load("tcga-mirna", real_data)
+    obs, X = data.obs, np.asarray(data.X)
+    assert data.shape == (10_863, 1071) and data.uns["units"] == "counts"      # 10,916 less FPPP, GBM and second runs
+    assert "28 samples of FPPP and GBM and 25 shallower runs left out" in data.uns["provenance"]["samples"]
+    assert obs["cancer_type"].notna().sum() == 9195                             # of the paper's own table
+    assert obs["project"].nunique() == 32 and not {"GBM", "FPPP"} & set(obs["project"])
+    older = obs["project"].isin(["COAD", "READ", "LAML", "OV"]).to_numpy()
+    assert set((~np.isnan(X[older])).sum(1)) == {705} and set((~np.isnan(X[~older])).sum(1)) == {1046}
+    complete = ~np.isnan(X).any(0)
+    assert complete.sum() == 680
+    assert (X[:, complete] == np.round(X[:, complete])).all() and np.nanmin(X) == 0
+    tumour = obs["tumour"] == "tumour"
+    both = set(obs.loc[tumour, "patient"]) & set(obs.loc[~tumour, "patient"])
+    assert len(both) == 644
+    assert obs["sample_type"].value_counts()["normal tissue"] == 659
+    assert obs["cancer_type"].nunique() == 19
+
+
+@pytest.mark.real_data
+def test_rnaseqdb_has_the_published_numbers(real_data):
+    data = load("rnaseqdb", real_data)
+    assert data.shape == (989, 20242) and data.obs["patient"].nunique() == 923 and data.obs["organ"].nunique() == 15
+    assert set(data.obs.loc[data.obs["tumour"] == "tumour", "project"]) == {"READ", "KICH", "UCS", "CHOL"}
+    assert ((data.obs["organ"] == "cervix") & (data.obs["source"] == "TCGA")).sum() == 2
+    assert (data.obs["patient"].value_counts() > 1).sum() == 59
+    depth = pd.Series(np.asarray(data.X).sum(1)).groupby(data.obs["source"].to_numpy()).median()/1e6
+    assert 50 < depth["TCGA"] < 70 and 25 < depth["GTEx"] < 40
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name, label, minimum", [("tcga-mirna", "project", 0.9), ("rnaseqdb", "organ", 0.9)])
+def test_a_linear_model_reaches_what_is_known_of_the_data(real_data, monkeypatch, name, label, minimum):
+    from sklearn.linear_model import LogisticRegression
+    monkeypatch.setenv("SSL_EXPR_MIRROR", str(real_data))
+    data = prepare(name, label=label, genes=500, labelled_share=0.5)
+    X, rows = data.X.numpy(), data.split
+    model = LogisticRegression(C=0.01, max_iter=200).fit(X[rows.train], data.y[rows.train])
+    assert model.score(X[rows.test], data.y[rows.test]) > minimum
+    assert not {data.patients[i] for i in rows.test} & {data.patients[i] for i in (*rows.train, *rows.pretrain, *rows.validation)}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("dataset, label", [("tcga-mirna", "cancer_type"), ("rnaseqdb", "organ")])
+def test_the_original_files_run_through_the_experiments(real_data, study_copy, dataset, label):
+    "Prepare, pretrain, label curve and baselines, as notebooks, small enough for a test."
+    import json
+    study_copy.environment |= {"SSL_EXPR_MIRROR": str(real_data), "SSL_EXPR_CACHE": os.environ["SSL_EXPR_CACHE"]}
+    prepared, encoder = "results/one/prepared.safetensors", "results/one/encoder.safetensors"
+    small = dict(width=32, depth=2)
+    steps = {"prepare": dict(dataset=dataset, label=label, genes=200),
+             "pretrain": small | dict(prepared=prepared, method="scarf", epochs=2),
+             "label_curve": small | dict(prepared=prepared, encoder=encoder, fractions=[0.2], repeats=1, epochs=3),
+             "baselines": dict(prepared=prepared, baselines=["logistic-genes"], fractions=[0.2], repeats=1)}
+    for experiment, values in steps.items():
+        answer = study_copy.command("notebook", f"experiments/{experiment}", f"results/one/{experiment}.ipynb",
+                                    json.dumps(values | dict(folder="results/one")))
+        assert answer.returncode == 0, answer.stderr
+    facts = json.loads((study_copy.folder/"results/one/prepared.json").read_text())["facts"]
+    assert facts["dataset"] == dataset and facts["n_genes"] == 200 and len(facts["fingerprint"]) == 64
+    scores = pd.read_parquet(study_copy.folder/"results/one/baselines.parquet")
+    probabilities = scores.filter(regex=r"^p\d+$").to_numpy()
+    assert (probabilities.argmax(1) == scores["truth"]).mean() > 0.6
