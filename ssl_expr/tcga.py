@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_TYPES', 'ORGANS', 'LABELS', 'LEFT_OUT', 'barcode_facts', 'annotate_tcga', 'read_rda', 'read_cohort',
-           'star_samples', 'read_star_counts']
+           'deepest_runs', 'star_samples', 'read_star_counts']
 
 # %% ../nbs/12_tcga.ipynb #cell-03
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def read_cohort(
         counts[:, place] = np.append(levels, np.nan)[column.cat.codes]
         if np.isnan(counts[:, place]).any():
             wrong = column[np.isnan(counts[:, place])]
-            raise ValueError(f"{path.name} has {wrong.iloc[0]!r} instead of a count in {wrong.index[0]!r}, {name!r}: "
+            raise ValueError(f"{path.name} has {str(wrong.iloc[0])!r} instead of a count in {wrong.index[0]!r}, {name!r}: "
                              f"fetch it again")
     machine = table.loc[rows, "machine"].astype(object).set_axis(barcodes)
     return pd.DataFrame(counts, barcodes, table.columns[2:]), machine
@@ -131,20 +131,23 @@ def _read_cohorts(paths:list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
                        for path, (_, machine) in zip(paths, read, strict=True)])
     return counts[sorted(counts.columns)], facts
 
-def _deepest(counts:pd.DataFrame) -> np.ndarray:
-    "Rows to keep so that each aliquot is there once: its deepest run."
-    order = np.argsort(-counts.sum(axis=1).to_numpy(), kind="stable")
-    return np.sort(order[~counts.index[order].duplicated()])
+def deepest_runs(
+    counts:np.ndarray,      # (N, G) read counts, NaN = not measured
+    samples:pd.Index,       # N sample ids, some more than once
+)->np.ndarray:              # rows to keep, ascending: of every sample the run with most reads
+    "Each sample once."
+    order = np.argsort(-np.nansum(counts, axis=1), kind="stable")
+    return np.sort(order[~samples[order].duplicated()])
 
 def _build_mirna(folder:Path, tables:Path) -> dict:
     counts, facts = _read_cohorts(sorted(folder.glob("*.miRNASeq.rda")))
     kept = ~facts["project"].isin(LEFT_OUT).to_numpy()
     counts, facts = counts[kept], facts[kept]
-    rows = _deepest(counts)
+    rows = deepest_runs(counts.to_numpy(), pd.Index(barcode_facts(counts.index)["sample"]))
     counts, facts = counts.iloc[rows], facts.iloc[rows]
     obs = annotate_tcga(counts.index, pd.Index(facts["project"]), tables)
-    obs["machine"] = facts["machine"].astype("category").to_numpy()
-    removed = f"{(~kept).sum()} samples of {' and '.join(LEFT_OUT)} and {kept.sum() - len(rows)} repeated runs left out"
+    obs = obs.assign(machine=facts["machine"].astype("category").to_numpy(), aliquot=counts.index).set_index("sample")
+    removed = f"{(~kept).sum()} samples of {' and '.join(LEFT_OUT)} and {kept.sum() - len(rows)} shallower runs left out"
     uns = {"units": "counts", "labels": LABELS, "provenance": {
         "source": "RTCGA.miRNASeq at 9b92779, Broad Firehose 2015-11-01", "values": "read counts of mature and precursor "
         "names as published; NaN where a cohort did not measure the miRNA", "samples": removed}}
@@ -153,7 +156,7 @@ def _build_mirna(folder:Path, tables:Path) -> dict:
 
 @register_dataset("tcga-mirna")
 def _load_mirna(folder:Path|None):
-    return built("tcga-mirna", folder, "1", lambda files: _build_mirna(files, fetch("tcga-labels", folder)))
+    return built("tcga-mirna", folder, 1, lambda files: _build_mirna(files, fetch("tcga-labels", folder)))
 
 # %% ../nbs/12_tcga.ipynb #cell-22
 def star_samples(
@@ -202,4 +205,4 @@ def _build_mrna(folder:Path, tables:Path) -> dict:
 
 @register_dataset("tcga")
 def _load_mrna(folder:Path|None):
-    return built("tcga", folder, "1", lambda files: _build_mrna(files, fetch("tcga-labels", folder)))
+    return built("tcga", folder, 1, lambda files: _build_mrna(files, fetch("tcga-labels", folder)))
