@@ -72,6 +72,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.combat._codes': ('combat.html#_codes', 'ssl_expr/combat.py'),
                                  'ssl_expr.combat._correct': ('combat.html#_correct', 'ssl_expr/combat.py'),
                                  'ssl_expr.combat._output': ('combat.html#_output', 'ssl_expr/combat.py'),
+                                 'ssl_expr.combat._plan': ('combat.html#_plan', 'ssl_expr/combat.py'),
                                  'ssl_expr.combat.batch_effects': ('combat.html#batch_effects', 'ssl_expr/combat.py'),
                                  'ssl_expr.combat.combat_mean_only': ('combat.html#combat_mean_only', 'ssl_expr/combat.py'),
                                  'ssl_expr.combat.shrink': ('combat.html#shrink', 'ssl_expr/combat.py')},
