@@ -101,4 +101,4 @@ def _build(folder:Path) -> dict:
                 uns=uns, blocks=column_blocks(file["data/expression"], chosen), dtype="float16")
 
 @register_dataset("archs4")
-def _load_archs4(folder:Path|None): return built("archs4", folder, "1", _build)
+def _load_archs4(folder:Path|None): return built("archs4", folder, 1, _build)

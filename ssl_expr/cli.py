@@ -105,7 +105,7 @@ def show_cache()->None:
     from ssl_expr.fetch import cache_folder, usage
     held = usage()
     print(f"data in {cache_folder()}: {held['megabytes'].sum():,.0f} MB")
-    for row in held.itertuples(): print(f"  {row.dataset:20}{row.megabytes:10,.1f} MB in {row.files} files")
+    for name, files, megabytes in held.itertuples(index=False): print(f"  {name:20}{megabytes:10,.1f} MB in {files} files")
 
 # %% ../nbs/80_cli.ipynb #cell-13
 def check_methods(plan:Plan):

@@ -45,13 +45,6 @@ def shrink(
     return (variance*effects + average)/(variance + 1)
 
 # %% ../nbs/11_combat.ipynb #cell-14
-def _codes(names, what:str, n:int) -> tuple[np.ndarray, np.ndarray]:
-    codes, known = pd.factorize(np.asarray(names, dtype=object))
-    if len(codes) != n: raise ValueError(f"{n} samples need a {what} each, got {len(codes)}: give one per row")
-    unknown = np.flatnonzero(codes < 0)
-    if len(unknown): raise ValueError(f"row {unknown[0]} has no {what} ({len(unknown)} such rows): name it or drop it")
-    return codes, known
-
 def _correct(X:np.ndarray, rows:np.ndarray, sizes:np.ndarray, ddof:int) -> None:
     "Correct `rows`, sorted into batches of these sizes, in place."
     effects, spread = batch_effects(X, rows, sizes)
@@ -62,6 +55,32 @@ def _correct(X:np.ndarray, rows:np.ndarray, sizes:np.ndarray, ddof:int) -> None:
     for block in _blocks(len(rows), X.shape[1]): X[rows, block] = X[rows, block] - shift[batch, block]
 
 # %% ../nbs/11_combat.ipynb #cell-16
+def _codes(names, what:str, n:int) -> tuple[np.ndarray, np.ndarray]:
+    codes, known = pd.factorize(np.asarray(names, dtype=object))
+    if len(codes) != n: raise ValueError(f"{n} samples need a {what} each, got {len(codes)}: give one per row")
+    unknown = np.flatnonzero(codes < 0)
+    if len(unknown): raise ValueError(f"row {unknown[0]} has no {what} ({len(unknown)} such rows): name it or drop it")
+    return codes, known
+
+def _plan(batches, groups, n:int, single:str) -> list[tuple[np.ndarray, np.ndarray]]:
+    "Rows to correct together, sorted by batch, and the sizes of their batches; only where there are two or more."
+    batch, batch_names = _codes(batches, "batch", n)
+    group, group_names = _codes([""]*n if groups is None else groups, "group", n)
+    plan = []
+    for number, name in enumerate(group_names):
+        rows = np.flatnonzero(group == number)
+        rows = rows[np.argsort(batch[rows], kind="stable")]
+        present, sizes = np.unique(batch[rows], return_counts=True)
+        alone = sizes == 1
+        if single == "refuse" and alone.any() and len(sizes) > 1:
+            where = f" in group {str(name)!r}" if groups is not None else ""
+            raise ValueError(f"batch {str(batch_names[present[alone.argmax()]])!r} has a single sample{where} "
+                             f"({alone.sum()} such batches): drop it, or choose single='adjust' or 'keep'")
+        if single == "keep": rows, sizes = rows[~np.repeat(alone, sizes)], sizes[~alone]
+        if len(sizes) > 1: plan.append((rows, sizes))
+    return plan
+
+# %% ../nbs/11_combat.ipynb #cell-18
 def _output(X:np.ndarray, out:np.ndarray|None) -> np.ndarray:
     "A copy of `X` that may be written to, once every value is seen to be a number."
     numbers = X.ndim == 2 and X.size > 0 and X.dtype.kind in "fiub"
@@ -83,18 +102,8 @@ def combat_mean_only(
 )->np.ndarray:               # (N, G), at least float32
     "Batches moved together by ComBat, levels only. Sees every row: for the protocol `paper` only."
     check_choice("single", single, ("refuse", "adjust", "keep"))
-    result = _output(np.asanyarray(X), out)
-    batch, batch_names = _codes(batches, "batch", len(result))
-    group, group_names = _codes([""]*len(result) if groups is None else groups, "group", len(result))
-    for number, name in enumerate(group_names):
-        rows = np.flatnonzero(group == number)
-        rows = rows[np.argsort(batch[rows], kind="stable")]
-        present, sizes = np.unique(batch[rows], return_counts=True)
-        alone = sizes == 1
-        if single == "refuse" and alone.any() and len(sizes) > 1:
-            where = f" in group {name!r}" if groups is not None else ""
-            raise ValueError(f"batch {batch_names[present[alone.argmax()]]!r} has a single sample{where} "
-                             f"({alone.sum()} such batches): drop it, or choose single='adjust' or 'keep'")
-        if single == "keep": rows, sizes = rows[~np.repeat(alone, sizes)], sizes[~alone]
-        if len(sizes) > 1: _correct(result, rows, sizes, ddof)
+    X = np.asanyarray(X)
+    plan = _plan(batches, groups, len(X), single)
+    result = _output(X, out)
+    for rows, sizes in plan: _correct(result, rows, sizes, ddof)
     return result

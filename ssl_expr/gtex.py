@@ -72,4 +72,4 @@ def _build(folder:Path) -> dict:
     return dict(obs=annotate_gtex(samples, folder), var=genes, uns=uns, blocks=[X], dtype="float16")
 
 @register_dataset("gtex")
-def _load_gtex(folder:Path|None): return built("gtex", folder, "1", _build)
+def _load_gtex(folder:Path|None): return built("gtex", folder, 1, _build)

@@ -89,4 +89,4 @@ def _build(folder:Path, tables:Path) -> dict:
 
 @register_dataset("rnaseqdb")
 def _load_rnaseqdb(folder:Path|None):
-    return built("rnaseqdb", folder, "1", lambda files: _build(files, fetch("tcga-labels", folder)))
+    return built("rnaseqdb", folder, 1, lambda files: _build(files, fetch("tcga-labels", folder)))

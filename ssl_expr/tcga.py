@@ -156,7 +156,7 @@ def _build_mirna(folder:Path, tables:Path) -> dict:
 
 @register_dataset("tcga-mirna")
 def _load_mirna(folder:Path|None):
-    return built("tcga-mirna", folder, "1", lambda files: _build_mirna(files, fetch("tcga-labels", folder)))
+    return built("tcga-mirna", folder, 1, lambda files: _build_mirna(files, fetch("tcga-labels", folder)))
 
 # %% ../nbs/12_tcga.ipynb #cell-22
 def star_samples(
@@ -205,4 +205,4 @@ def _build_mrna(folder:Path, tables:Path) -> dict:
 
 @register_dataset("tcga")
 def _load_mrna(folder:Path|None):
-    return built("tcga", folder, "1", lambda files: _build_mrna(files, fetch("tcga-labels", folder)))
+    return built("tcga", folder, 1, lambda files: _build_mrna(files, fetch("tcga-labels", folder)))

@@ -132,6 +132,15 @@ def test_the_result_can_be_written_to_a_file_on_disk_or_over_the_input(tmp_path)
         combat_mean_only(x, batches, out=np.zeros((2, 2)))
 
 
+def test_a_refusal_leaves_the_matrix_that_was_to_be_overwritten_as_it_was():
+    x, batches = made_up(0, (4, 4, 1))
+    before, groups = x.copy(), np.where(batches == 0, "a", "b")
+    x = np.concatenate([x, x])
+    with pytest.raises(ValueError, match="single sample in group 'b'"):
+        combat_mean_only(x, [*"aabbaabba", *batches], [*"ggggggggg", *groups], out=x)
+    np.testing.assert_array_equal(x, np.concatenate([before, before]))
+
+
 def test_one_batch_in_all_or_in_a_group_is_left_unchanged():
     x, batches = made_up(0, (8, 12))
     np.testing.assert_array_equal(combat_mean_only(x, ["a"]*20), x)
@@ -158,7 +167,7 @@ def test_a_group_in_which_nothing_varies_is_unchanged():
 def test_a_batch_of_one_sample_is_refused_by_name_or_kept_or_adjusted():
     x, batches = made_up(0, (8, 12, 1))
     alone = batches == 2
-    with pytest.raises(ValueError, match="batch 2 has a single sample .1 such batches.: drop it, or choose"):
+    with pytest.raises(ValueError, match="batch '2' has a single sample .1 such batches.: drop it, or choose"):
         combat_mean_only(x, batches)
     kept = combat_mean_only(x, batches, single="keep")
     np.testing.assert_array_equal(kept[alone], x[alone])
