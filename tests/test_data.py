@@ -306,6 +306,13 @@ def test_a_matrix_on_the_disk_is_checked_and_fingerprinted_by_blocks(tmp_path, m
         validate(opened(data.X.astype(dtype), tmp_path/"bad"))
 
 
+def test_a_gene_measured_in_the_first_block_only_is_measured(monkeypatch):
+    monkeypatch.setattr("ssl_expr.data.matrix_blocks.__defaults__", (800,))
+    data = toy(30)
+    data.X[4:, 2] = np.nan
+    assert validate(data) is data
+
+
 def test_checks_of_a_matrix_on_the_disk_take_memory_for_a_block_only(tmp_path):
     X = np.memmap(tmp_path/"X", np.float16, "w+", shape=(20_000, 2_000))     # 160 MB as float32
     X[:] = 1

@@ -100,6 +100,13 @@ def test_a_reservation_leaves_data_usable_and_the_remedy_is_named(tmp_path, faul
     assert pd.Series(report.verdict).str.contains(message).all(), report.verdict
 
 
+def test_the_depth_of_logarithms_is_that_of_the_values_before(tmp_path):
+    data = toy(100)
+    data.X, data.uns["units"] = np.log2(data.X + 1), "log2(counts+1)"
+    logs, counts = (inspect_file(saved(d, tmp_path)).facts["depth"].split("; ")[1] for d in (data, toy(100)))
+    assert logs == counts and "fold apart" in counts
+
+
 def test_scattered_gaps_are_counted_but_are_no_batch(tmp_path):
     data = toy(100)
     data.X[np.random.default_rng(0).random(data.shape) < 0.01] = np.nan
