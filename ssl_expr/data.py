@@ -136,7 +136,8 @@ def _is_standardised(X:np.ndarray) -> bool:
     mean, deviation = np.nanmean(measured, axis=0), np.nanstd(measured, axis=0)
     return bool(np.median(abs(mean)) < 0.05 + 0.5/np.sqrt(len(X)) and abs(np.median(deviation) - 1) < 0.1)
 
-def _sums_to_million(X:np.ndarray) -> bool: return bool((abs(np.nansum(X, axis=1, dtype=np.float64)/1e6 - 1) < 0.01).all())
+def _sums_to_million(X:np.ndarray) -> bool:
+    return bool(np.allclose(np.nansum(X, axis=1, dtype=np.float64), 1e6, rtol=0.01))
 
 def guess_units(
     X:np.ndarray,          # (N, G), NaN = missing; of a large matrix some rows are looked at
@@ -224,7 +225,7 @@ def load(
     from ssl_expr.textfiles import READABLE, is_table
     folder, name = None if folder is None else Path(folder), str(name)
     path = (folder or Path())/name
-    if name not in _loaders and not is_table(path): _import_sources()
+    if name not in _loaders and Path(name).name == name and not is_table(path): _import_sources()
     if name in _loaders:
         adata = _loaders[name](folder)
         if annotations is not None: add_annotations(adata, read_annotations(annotations, labels), annotations, labels)

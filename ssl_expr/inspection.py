@@ -41,7 +41,7 @@ class Inspection:
         return "usable, but " + "; ".join(self.reservations) if self.reservations else "ready"
 
     def __str__(self) -> str:
-        lines = [f"{heading + ':':14}{text}" for heading, text in (self.facts | {"verdict": self.verdict}).items()]
+        lines = [f"{heading + ':':13} {text}" for heading, text in (self.facts | {"verdict": self.verdict}).items()]
         wrapped = (textwrap.fill(line, 100, subsequent_indent=" "*14, break_long_words=False, break_on_hyphens=False)
                    for line in lines)
         return "\n".join([self.name, *wrapped])
@@ -88,11 +88,12 @@ def _report_missing(adata:anndata.AnnData, values:_Values, report:Inspection) ->
     text = f"{holes/adata.X.size:.1%} of the values, in {len(rows)} samples and {(values.incomplete > 0).sum()} genes"
     if blocks <= len(rows)/10:
         text += f", in {blocks} block{'s' if blocks > 1 else ''} (the same genes in many samples)"
-        report.reservations.append(f"missing values mark {len(rows)} samples as a batch of their own: compare it with the "
-                                   "classes and keep only genes that all have")
+        report.reservations.append(f"missing values mark {len(rows)} samples as a batch of their own: compare it with "
+                                   "the classes and keep only genes that all have")
     report.facts["missing"] = text
-    if complete < 0.5: report.reservations.append(f"only {complete:.1%} of the genes are complete and the strict protocol drops "
-                                                  "the others: fill them or leave out incomplete samples")
+    if complete < 0.5:
+        report.reservations.append(f"only {complete:.1%} of the genes are complete and the strict protocol drops the "
+                                   "others: fill them or leave out incomplete samples")
 
 def _report_depth(adata:anndata.AnnData, values:_Values, report:Inspection) -> None:
     units, depth = adata.uns["units"], values.depth
@@ -105,8 +106,9 @@ def _report_depth(adata:anndata.AnnData, values:_Values, report:Inspection) -> N
     shallowest = adata.obs_names[int(depth.argmin())]
     if low <= 0: (report.obstacles if units == "counts" else report.reservations).append(
         f"sample {shallowest!r} holds nothing but zeros: remove it")
-    elif high > 100*low: report.reservations.append(f"depths differ {high/low:,.0f}-fold: look at the shallowest sample "
-                                                    f"{shallowest!r} and remove it if it failed")
+    elif high > 100*low:
+        report.reservations.append(f"depths differ {high/low:,.0f}-fold: look at the shallowest sample {shallowest!r} "
+                                   "and remove it if it failed")
 
 def _report_genes(adata:anndata.AnnData, values:_Values, report:Inspection) -> None:
     names, text = list(map(str, adata.var_names)), "no list of known genes to compare with"
@@ -119,28 +121,29 @@ def _report_genes(adata:anndata.AnnData, values:_Values, report:Inspection) -> N
         if kind == "unknown": text = "names of no known kind: of use alone, not beside other data"
     constant = int(values.constant.sum())
     report.facts["genes"] = f"{text}; {constant or 'none'} constant"
-    if constant > len(names)/2: report.reservations.append(f"{constant} of {len(names)} genes never vary and are dropped: check "
-                                                           "that the file holds all samples")
+    if constant > len(names)/2:
+        report.reservations.append(f"{constant} of {len(names)} genes never vary and are dropped: check that the file "
+                                   "holds all samples")
 
 # %% ../nbs/18_inspection.ipynb #cell-13
 def _report_samples(adata:anndata.AnnData, values:_Values, report:Inspection) -> None:
     sizes, names = adata.obs["patient"].value_counts(), adata.obs_names.astype(str)
     several = int((sizes > 1).sum())
-    report.facts["patients"] = (f"{len(sizes)}, {several} of them with several samples (at most {sizes.max()}), which splits "
-                                "keep together") if several else f"{len(sizes)}, each with one sample"
+    text = f"{several} of them with several samples (at most {sizes.max()}), which splits keep together"
+    report.facts["patients"] = f"{len(sizes)}, {text if several else 'each with one sample'}"
     if "patient" in adata.uns["provenance"]:
         report.facts["patients"] = adata.uns["provenance"]["patient"]
         found = [match.group() for match in map(re.compile(r"TCGA[-.]\w\w[-.]\w{4}").match, names) if match]
         if len(set(found)) < len(found):
-            report.reservations.append(f"{len(found) - len(set(found))} samples share a TCGA patient with another by their names "
-                                       "but no column says so: add a column `patient`")
+            report.reservations.append(f"{len(found) - len(set(found))} samples share a TCGA patient with another by "
+                                       "their names but no column says so: add a column `patient`")
     copies = pd.Series(values.content).duplicated(keep=False).to_numpy()
     if copies.any():
         first = names[copies][0]
         twin = next(name for name, content in zip(names, values.content, strict=True)
                     if content == values.content[names.get_loc(first)] and name != first)
-        report.reservations.append(f"{copies.sum()} samples are copies ({first!r} and {twin!r} hold the same values): keep one "
-                                   "of each")
+        report.reservations.append(f"{copies.sum()} samples are copies ({first!r} and {twin!r} hold the same values): "
+                                   "keep one of each")
 
 def _report_labels(adata:anndata.AnnData, report:Inspection, min_size:int=15) -> None:
     columns = list(adata.uns["labels"])
@@ -150,20 +153,21 @@ def _report_labels(adata:anndata.AnnData, report:Inspection, min_size:int=15) ->
         shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more classes" if len(classes) > 8 else "")
         report.facts[f"label {column}"] = (shown or "no value") + (f"; without label {missing}" if missing else "")
     if columns: _report_split(adata, columns[0], report, min_size)
-    else: report.reservations.append("without a label column only for pretraining and embedding: name one with `labels`, or give "
-                                     "a second file as `annotations`")
+    else: report.reservations.append("without a label column only for pretraining and embedding: name one with "
+                                     "`labels`, or give a second file as `annotations`")
 
 def _report_split(adata:anndata.AnnData, column:str, report:Inspection, min_size:int) -> None:
     "Whether the default label can be split into training, validation and test."
     values = adata.obs[column].astype(object).to_numpy()
     sizes = adata.obs[column].value_counts()
-    small, remedy = [f"{n} ({s})" for n, s in sizes[(sizes > 0) & (sizes < min_size)].items()], "choose another column in `labels`"
+    small = [f"{name} ({size})" for name, size in sizes[(sizes > 0) & (sizes < min_size)].items()]
     if (sizes >= min_size).sum() < 2:
         have = "one class only" if (sizes > 0).sum() == 1 else f"fewer than two classes of {min_size} samples"
-        report.reservations.append(f"label {column!r} has {have}, so it cannot be learned: add samples or {remedy}")
+        report.reservations.append(f"label {column!r} has {have}, so it cannot be learned: add samples "
+                                   "or choose another column in `labels`")
         return
-    if small: report.reservations.append(f"of label {column!r} the classes {', '.join(small[:5])} have fewer than {min_size} "
-                                         "samples and lose their labels: add samples or merge classes")
+    if small: report.reservations.append(f"of label {column!r} the classes {', '.join(small[:5])} have fewer than "
+                                         f"{min_size} samples and lose their labels: add samples or merge classes")
     try: make_split(drop_small_classes(values, min_size), adata.obs["patient"].astype(str).to_numpy())
     except ValueError as error: report.reservations.append(f"label {column!r} cannot be split by patient ({error})")
 
@@ -176,7 +180,8 @@ def _report_shape(adata:anndata.AnnData, report:Inspection) -> None:
     for what in ("reading", "annotations"):
         if what in provenance: report.facts[what] = provenance[what]
     direction, why = detect_orientation(list(adata.obs_names), list(adata.var_names))
-    if direction == "genes" and why: report.reservations.append(f"samples look like genes ({why}): state `orientation` and compare")
+    if direction == "genes":
+        report.reservations.append(f"samples look like genes ({why}): state `orientation` and compare")
     elif orientation.startswith("assumed"):
         report.reservations.append("that rows are samples was only assumed: state `orientation` to be sure")
 

@@ -15,7 +15,8 @@ GENE_COLUMNS = {"hugo_symbol": "symbol", "gene_symbol": "symbol", "gene_name": "
                  "entrezid": "entrez", "ensembl": "ensembl", "ensembl_id": "ensembl", "ensembl_gene_id": "ensembl",
                  "gene_id": "gene_id", "geneid": "gene_id", "gene": "gene", "mirna_id": "mirna", "mirna": "mirna",
                  "description": "description", "chr": "chr", "chromosome": "chr", "start": "start", "end": "end",
-                 "strand": "strand", "length": "length", "gene_type": "type", "gene_biotype": "type", "cytoband": "band"}
+                 "strand": "strand", "length": "length", "gene_type": "type", "gene_biotype": "type",
+                 "cytoband": "band"}
 _SAMPLE_CORNERS = {"sample", "samples", "sample_id", "sampleid", "barcode", "patient", "patient_id", "case_id"}
 _GENE = re.compile(r"ENS[A-Z]{0,4}G\d{11}(\.\d+)?(_PAR_Y)?|hsa-(mir|let)-.+|MIMAT\d{7}|gene[-_. ]?\d+", re.I)
 _SAMPLE = re.compile(r"(TCGA|GTEX|TARGET|CPTAC)[-.].+|GS[ME]\d+.*|[SED]RR\d{5,}|SAM[NED][A-Z]?\d+|"
@@ -49,8 +50,8 @@ def detect_orientation(
     annotation = [c for c in columns if annotates(c, labels)]
     if annotation: return "samples", f"column {annotation[0]!r} annotates samples"
     ours, theirs = (len(set(samples) & set(names)) for names in (rows, columns))
-    if ours != theirs: return ("samples" if ours > theirs else "genes",
-                               f"{max(ours, theirs)} {'row' if ours > theirs else 'column'} names are in the annotations")
+    if ours > theirs: return "samples", f"{ours} row names are in the annotations"
+    if theirs > ours: return "genes", f"{theirs} column names are in the annotations"
     gene_columns = [c for c in (columns[0], corner) if c.lower() in GENE_COLUMNS]
     if gene_columns: return "genes", f"column {gene_columns[0]!r} annotates genes"
     if corner.lower() in _SAMPLE_CORNERS: return "samples", f"the first column is called {corner!r}"
@@ -59,9 +60,9 @@ def detect_orientation(
     balance = gene_columns_ + sample_rows - gene_rows - sample_columns
     if balance > 0.3: return "samples", _by_names(column_gene, row_sample)
     if balance < -0.3: return "genes", _by_names(row_gene, column_sample)
-    if len(rows) >= 1000 and len(rows) > 3*len(columns): return "genes", f"{len(rows)} rows for {len(columns)} columns"
-    if len(columns) >= 1000 and len(columns) > 3*len(rows): return "samples", f"{len(columns)} columns for {len(rows)} rows"
-    return "samples", ""
+    n, m = len(rows), len(columns)
+    if n >= 1000 and n > 3*m: return "genes", f"{n} rows for {m} columns"
+    return "samples", f"{m} columns for {n} rows" if m >= 1000 and m > 3*n else ""
 
 def _by_names(gene:str, sample:str) -> str:
     said = [f"{name!r} is the name of a {what}" for name, what in ((gene, "gene"), (sample, "sample")) if name]

@@ -19,8 +19,8 @@ from scipy.io import mminfo, mmread
 from .checks import check_choice, place_of
 from .data import check_names
 from .orientation import GENE_COLUMNS, annotates, detect_orientation, in_words
-from .textfiles import (SEPARATORS, Table, ending, open_bytes, parquet_table, read_line, refuse_foreign, text_table,
-                                told)
+from .textfiles import (SEPARATORS, Table, ending, open_bytes, parquet_table, read_line, refuse_foreign,
+                                text_table, told)
 
 # %% ../nbs/06_tables.ipynb #cell-07
 def _advice(text:str) -> str:
@@ -28,7 +28,8 @@ def _advice(text:str) -> str:
     if re.fullmatch(r"-?\d+,\d+([eE][-+]?\d+)?", text): return "write decimal numbers with a point"
     try: size = abs(float(text))
     except ValueError: return "write a number there, or, if it is a label of samples, name its column in `labels`"
-    return "store numbers as numbers, not as text" if size < 1e38 else "this is too large for an expression value, correct it"
+    if size > 1e38: return "this is too large for an expression value, correct it"
+    return "store numbers as numbers, not as text"
 
 def _numbers(
     frame:pd.DataFrame,                  # (rows, columns), any types
@@ -36,7 +37,7 @@ def _numbers(
     path:Path,
 )->np.ndarray:                           # (rows, columns) float32, NaN = missing
     "The cells as numbers; text or a number too large is refused with its place."
-    for column in np.flatnonzero([dtype.kind not in "fiu" for dtype in frame.dtypes]):
+    for column in map(int, np.flatnonzero([dtype.kind not in "fiu" for dtype in frame.dtypes])):
         values = frame.iloc[:, column]
         present = values.notna().to_numpy()
         wrong = present & pd.to_numeric(values, errors="coerce").isna().to_numpy()
@@ -50,19 +51,19 @@ def _numbers(
         X = frame.to_numpy(np.float32, na_value=np.nan)
     for row, column in np.argwhere(np.isinf(X)):
         value = float(frame.iat[row, column])
-        if np.isfinite(value): raise ValueError(f"{path} has {value:.3g} in {place(row, column)}, which is too large for "
-                                                "an expression value: correct it or mark it as missing")
+        if np.isfinite(value): raise ValueError(f"{path} has {value:.3g} in {place(row, column)}, which is too large "
+                                                "for an expression value: correct it or mark it as missing")
     return X
 
 # %% ../nbs/06_tables.ipynb #cell-10
 _MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec)"
-_DATE = re.compile(rf"\d{{1,2}}[-/. ]{_MONTH}([-/. ]\d{{2,4}})?|{_MONTH}[-/. ]\d{{1,4}}|\d{{4}}-\d{{2}}-\d{{2}}( 00:00:00)?|"
-                   r"\d{1,2}/\d{1,2}/\d{2,4}|\d\.\d+e\+\d+", re.I)
+_DATE = re.compile(rf"\d{{1,2}}[-/. ]{_MONTH}([-/. ]\d{{2,4}})?|{_MONTH}[-/. ]\d{{1,4}}|"
+                   r"\d{4}-\d{2}-\d{2}( 00:00:00)?|\d{1,2}/\d{1,2}/\d{2,4}|\d\.\d+e\+\d+", re.I)
 
 def _refuse_dates(genes:Sequence[str], path:Path) -> None:
     dates = [name for name in genes if _DATE.fullmatch(name)]
-    if dates: raise ValueError(f"{path} has gene {dates[0]!r}, a name that Excel has changed ({len(dates)} such genes; SEPT1 "
-                               "becomes 1-Sep): take the names from the original file")
+    if dates: raise ValueError(f"{path} has gene {dates[0]!r}, a name that Excel has changed ({len(dates)} such genes; "
+                               "SEPT1 becomes 1-Sep): take the names from the original file")
 
 def _clean(names:Sequence[str], what:str, notes:list[str]) -> list[str]:
     clean = [name.strip() for name in names]
@@ -99,7 +100,8 @@ def _assemble(
     if direction == "genes": genes = _gene_names(genes, notes, table, path)
     for group, what in ((genes, "gene"), (ids, "sample")): check_names(pd.Index(group), what, str(path))
     _refuse_dates(genes, path)
-    where = (lambda r, c: place_of(r, c, genes, ids)) if direction == "samples" else (lambda r, c: place_of(c, r, genes, ids))
+    def where(row:int, column:int) -> str:
+        return place_of(*((row, column) if direction == "samples" else (column, row)), genes, ids)
     X = _numbers(frame.iloc[:, kept], where, path)
     X = X if direction == "samples" else np.ascontiguousarray(X.T)
     adata = anndata.AnnData(X, pd.DataFrame(index=pd.Index(ids)), pd.DataFrame(index=pd.Index(genes)))
@@ -112,8 +114,9 @@ def _assemble(
 
 def _refuse_values_as_names(corner:str, rows:Sequence[str], path:Path) -> None:
     values = [name for name in rows if re.fullmatch(r"-?\d+\.\d*[1-9]\d*", name)]
-    if len(values) > len(rows)/2: raise ValueError(f"{path} has numbers such as {values[0]} in its first column ({corner!r}) "
-                                                   "where names belong: write the names of the rows there")
+    if len(values) > len(rows)/2:
+        raise ValueError(f"{path} has numbers such as {values[0]} in its first column ({corner!r}) where names belong: "
+                         "write the names of the rows there")
 
 def _gene_names(names:Sequence[str], notes:pd.DataFrame, table:Table, path:Path) -> list[str]:
     "The first column, or, where that is incomplete or repeats names, the first other column of names that does not."
@@ -121,7 +124,8 @@ def _gene_names(names:Sequence[str], notes:pd.DataFrame, table:Table, path:Path)
     for column in notes:
         if notes[column].notna().all() and notes[column].is_unique and \
                 GENE_COLUMNS.get(column.lower()) in ("symbol", "entrez", "ensembl", "gene_id"):
-            table.notes.append(f"genes are named by {column!r}, since {table.corner or 'the first column'!r} repeats or lacks names")
+            table.notes.append(f"genes are named by {column!r}, since {table.corner or 'the first column'!r} repeats "
+                               "or lacks names")
             notes.insert(0, table.corner or "name", list(names))
             return list(notes[column])
     return list(names)
@@ -131,11 +135,12 @@ def _gct_sizes(path:Path) -> tuple[int, int, int, int]:
     "Genes, samples, annotations of genes and of samples, as the first two lines announce them."
     with open_bytes(path) as file: version, sizes = (read_line(file.readline(), path, n).split() for n in (1, 2))
     if version not in (["#1.2"], ["#1.3"]):
-        raise ValueError(f"{path} has {' '.join(version)[:20]!r} in line 1 where a GCT file has #1.2 or #1.3: write it as one "
-                         "of these")
+        raise ValueError(f"{path} has {' '.join(version)[:20]!r} in line 1 where a GCT file has #1.2 or #1.3: write it "
+                         "as one of these")
     wanted = 2 if version == ["#1.2"] else 4
     if len(sizes) != wanted or not all(size.isdecimal() for size in sizes):
-        raise ValueError(f"{path} has {' '.join(sizes)[:20]!r} in line 2 where a GCT file has {wanted} numbers: correct them")
+        raise ValueError(f"{path} has {' '.join(sizes)[:20]!r} in line 2 where a GCT file has {wanted} numbers: "
+                         "correct them")
     genes, samples, *annotations = map(int, sizes)
     return genes, samples, *(annotations or (1, 0))     # type: ignore[return-value]
 
@@ -144,11 +149,13 @@ def _read_gct(path:Path, labels:Sequence[str], orientation:str, samples:Sequence
     table = text_table(path, "\t", skip=2, extra=of_samples)
     found = len(table.rows), len(table.columns) - of_genes
     if found != (n_genes, n_samples):
-        raise ValueError(f"{path} announces {n_genes} genes x {n_samples} samples in line 2 but holds {found[0]} x {found[1]}: "
-                         "it is cut short or its sizes are wrong, write it again")
+        raise ValueError(f"{path} announces {n_genes} genes x {n_samples} samples in line 2 but holds {found[0]} x "
+                         f"{found[1]}: it is cut short or its sizes are wrong, write it again")
     if of_samples == 0 and of_genes == 1 and table.columns[0].lower() != "description":
-        raise ValueError(f"{path} has {table.columns[0]!r} as second column where a GCT file has Description: add that column")
-    if orientation == "samples": raise ValueError(f"{path} holds genes in rows, as every GCT file: leave `orientation` out")
+        raise ValueError(f"{path} has {table.columns[0]!r} as second column where a GCT file has Description: add that "
+                         "column")
+    if orientation == "samples":
+        raise ValueError(f"{path} holds genes in rows, as every GCT file: leave `orientation` out")
     adata = _assemble(path, table, labels, "genes", samples, leading=of_genes)
     adata.uns["provenance"]["orientation"] = "rows are genes (the GCT format says so)"
     if of_samples:
@@ -160,10 +167,12 @@ def _read_gct(path:Path, labels:Sequence[str], orientation:str, samples:Sequence
 # %% ../nbs/06_tables.ipynb #cell-15
 def _part(folder:Path, *names:str) -> Path:
     "The one file among `names`, plain or compressed."
-    found = [folder/f"{name}{packed}" for name in names for packed in ("", ".gz") if (folder/f"{name}{packed}").is_file()]
+    possible = [folder/f"{name}{packed}" for name in names for packed in ("", ".gz")]
+    found = [path for path in possible if path.is_file()]
     if len(found) == 1: return found[0]
-    if found: raise ValueError(f"{folder} holds both {found[0].name} and {found[1].name}: keep the one that belongs to the matrix")
-    raise FileNotFoundError(f"no file {folder/names[0]}: a matrix folder holds matrix.mtx, features.tsv and barcodes.tsv")
+    if found: raise ValueError(f"{folder} holds both {found[0].name} and {found[1].name}: keep the one that belongs to "
+                               "the matrix")
+    raise FileNotFoundError(f"no file {possible[0]}: a matrix folder holds matrix.mtx, features.tsv and barcodes.tsv")
 
 def _columns_of(path:Path) -> list[list[str]]:
     with told(path), open_bytes(path) as file:
@@ -171,13 +180,15 @@ def _columns_of(path:Path) -> list[list[str]]:
 
 def _read_folder(folder:Path, labels:Sequence[str], orientation:str, samples:Sequence[str]) -> anndata.AnnData:
     path, features = _part(folder, "matrix.mtx"), _columns_of(_part(folder, "features.tsv", "genes.tsv"))
-    ids, genes = [fields[0] for fields in _columns_of(_part(folder, "barcodes.tsv"))], [fields[0] for fields in features]
+    ids = [fields[0] for fields in _columns_of(_part(folder, "barcodes.tsv"))]
+    genes = [fields[0] for fields in features]
     with told(path):
         shape, kind = tuple(mminfo(path)[:2]), mminfo(path)[4]
-        fitting = [d for d, size in {"genes": (len(genes), len(ids)), "samples": (len(ids), len(genes))}.items() if size == shape]
+        sizes = {"genes": (len(genes), len(ids)), "samples": (len(ids), len(genes))}
+        fitting = [rows for rows, size in sizes.items() if size == shape]
         if not fitting or (orientation != "auto" and orientation not in fitting):
-            raise ValueError(f"{path} is {shape[0]} x {shape[1]} but {folder.name} names {len(genes)} genes and {len(ids)} "
-                             "barcodes: put files together that belong together")
+            raise ValueError(f"{path} is {shape[0]} x {shape[1]} but {folder.name} names {len(genes)} genes and "
+                             f"{len(ids)} barcodes: put files together that belong together")
         if kind not in ("real", "integer"): raise ValueError(f"{path} holds {kind} values: write numbers")
         matrix = mmread(path)
         _refuse_twice(matrix, path)
@@ -206,8 +217,8 @@ def _check_hdf5(path:Path) -> None:
         link = file.visititems_links(lambda name, link: name if isinstance(link, h5py.ExternalLink) else None)
         data = file.visititems(lambda name, item: name if isinstance(item, h5py.Dataset) and
                                (item.external or item.is_virtual) else None)
-    if absent: raise ValueError(f"{path} has no {'matrix X' if absent[0] == 'X' else absent[0]}: write the expression into "
-                                "X, and what samples and genes are into obs and var")
+    if absent: raise ValueError(f"{path} has no {'matrix X' if absent[0] == 'X' else absent[0]}: write the expression "
+                                "into X, and what samples and genes are into obs and var")
     if link or data: raise ValueError(f"{path} takes {link or data!r} from another file: save it whole")
 
 def _read_h5ad(path:Path, labels:Sequence[str], orientation:str, samples:Sequence[str]) -> anndata.AnnData:
@@ -217,15 +228,16 @@ def _read_h5ad(path:Path, labels:Sequence[str], orientation:str, samples:Sequenc
         adata = anndata.read_h5ad(path)
     if orientation == "genes": adata = adata.T
     for names, what in ((adata.var_names, "gene"), (adata.obs_names, "sample")): check_names(names, what, str(path))
-    direction, why = detect_orientation(adata.obs_names, adata.var_names, samples=samples) if adata.n_vars else ("samples", "")
-    if orientation == "auto" and direction == "genes" and why and not why[0].isdigit():
-        raise ValueError(f"{path} has genes where AnnData keeps samples ({why}): state orientation='genes' to turn it round")
+    direction, why = detect_orientation(list(adata.obs_names), list(adata.var_names), samples=samples)
+    if orientation == "auto" and direction == "genes" and not why[0].isdigit():     # a shape alone proves nothing here
+        raise ValueError(f"{path} has genes where AnnData keeps samples ({why}): state orientation='genes' to turn it "
+                         "round")
     _refuse_dates(list(adata.var_names), path)
     X = adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X
     adata.X = _numbers(pd.DataFrame(X), lambda r, c: place_of(r, c, list(adata.var_names), list(adata.obs_names)), path)
-    words = "turned round as stated" if orientation == "genes" else "obs are samples (the h5ad format says so)"
-    adata.uns["provenance"] = {str(k): str(v) for k, v in dict(adata.uns.get("provenance", {})).items()} | \
-        ({"orientation": words} if orientation == "genes" or "orientation" not in adata.uns.get("provenance", {}) else {})
+    provenance = {str(k): str(v) for k, v in dict(adata.uns.get("provenance", {})).items()}
+    if orientation == "genes": provenance["orientation"] = "turned round as stated"
+    adata.uns["provenance"] = {"orientation": "obs are samples (the h5ad format says so)"} | provenance
     return adata
 
 # %% ../nbs/06_tables.ipynb #cell-19
@@ -290,7 +302,7 @@ _readers:dict[str, Callable[[Path, Sequence[str], str, Sequence[str]], anndata.A
     ".h5ad": _read_h5ad, ".gct": _read_gct, ".parquet": _read_delimited, **dict.fromkeys(SEPARATORS, _read_delimited)}
 
 def read_table(
-    path:str|Path,                       # .h5ad, .csv, .tsv, .txt, .parquet, .gct (text also as .gz) or a folder with matrix.mtx
+    path:str|Path,                       # .h5ad, .csv, .tsv, .txt, .parquet, .gct (text also .gz), folder of matrix.mtx
     labels:Sequence[str]=(),             # columns that are labels, besides `patient` and those called `label:...`
     annotations:str|Path|None=None,      # second file with labels, one row per sample
     orientation:str="auto",              # what rows are: samples | genes | auto

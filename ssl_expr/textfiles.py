@@ -20,7 +20,8 @@ import pandas as pd
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _SPOKEN = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
 READABLE = (".h5ad", ".parquet", ".gct", *SEPARATORS)
-_EXCEL = "an Excel workbook, and Excel turns gene names such as SEPT1 into dates: save it as .csv from the original names"
+_EXCEL = ("an Excel workbook, and Excel turns gene names such as SEPT1 into dates: save it as .csv from the original "
+          "names")
 _PICKLE = "a Python pickle, which may run any program when opened: save the table as .csv or .h5ad"
 _REFUSED = {".xlsx": _EXCEL, ".xls": _EXCEL, ".xlsm": _EXCEL, ".pkl": _PICKLE, ".pickle": _PICKLE,
             ".ods": "a spreadsheet: save it as .csv", ".rds": "a file of R: write the table with write.csv",
@@ -54,7 +55,7 @@ def refuse_foreign(path:Path) -> None:
     kind = ending(path)
     if kind in _REFUSED: raise ValueError(f"{path} is {_REFUSED[kind]}")
     if path.is_dir() or not path.exists():
-        raise FileNotFoundError(f"no file {path}{' but a folder of that name' if path.is_dir() else ''}: check the path")
+        raise FileNotFoundError(f"no file {path}{' but a folder' if path.is_dir() else ''}: check the path")
     if kind not in READABLE or (kind in (".h5ad", ".parquet") and path.name.lower().endswith(".gz")):
         raise ValueError(f"{path} has an ending that is not read: known are {', '.join(READABLE)} (text also as .gz)")
     if not path.stat().st_size: raise ValueError(f"{path} cannot be read as {kind[1:]} (it is empty): write it again")
@@ -65,7 +66,8 @@ def refuse_foreign(path:Path) -> None:
 @contextmanager
 def told(path:Path, kind:str="") -> Iterator[None]:
     "Whatever a reader stumbles over becomes one sentence about `path`."
-    if any(ord(letter) < 32 for letter in str(path)): raise ValueError(f"{str(path)!r} has a line break in it: rename it")
+    if any(ord(letter) < 32 for letter in str(path)):
+        raise ValueError(f"{str(path)!r} has a line break in it: rename it")
     try: yield
     except Exception as error:
         if isinstance(error, (ValueError, OSError)) and str(error).startswith((str(path), f"no file {path}")): raise
@@ -112,7 +114,8 @@ def _check_header(header:list[str], separator:str, path:Path) -> None:
         raise ValueError(f"{path} has one column only: it needs names of samples and of genes, at least one of each")
     remedy = {",": "rename it to .csv", "\t": "rename it to .tsv"}.get(other, f"save it with {_SPOKEN[separator]}, and "
                                                                       "with points in decimal numbers")
-    raise ValueError(f"{path} is separated by {_SPOKEN[other]}, but its ending stands for {_SPOKEN[separator]}: {remedy}")
+    raise ValueError(f"{path} is separated by {_SPOKEN[other]}, but its ending stands for {_SPOKEN[separator]}: "
+                     f"{remedy}")
 
 def _scan(
     path:Path,
@@ -120,7 +123,8 @@ def _scan(
     skip:int=0,                # lines before the header
 )->tuple[list[str], list[str], int, list[str]]:    # header, row names, number of lines up to the header, notes
     "Names of a text table, after every line has been looked at."
-    header, names, top, blank, ends, notes = [], [], 0, 0, set(), []
+    header:list[str]; names:list[str]; notes:list[str]
+    header, names, notes, ends, top, blank = [], [], [], set(), 0, 0
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             text = read_line(line, path, number)
@@ -138,16 +142,17 @@ def _scan(
             if count != len(header): _refuse_ragged(path, number, count, len(header), first=not names)
             names.append(fields[0])
     if not names:
-        raise ValueError(f"{path} cannot be read as {ending(path)[1:]} ({'a header and no row' if header else 'no line'}"
-                         "): write it again")
+        found = "a header and no row" if header else "no line"
+        raise ValueError(f"{path} cannot be read as {ending(path)[1:]} ({found}): write it again")
     if blank: notes.append(f"{blank} blank lines were skipped")
     if len(ends) > 1: notes.append("line ends of Unix and Windows are mixed, both were read as line ends")
     return header, names, top, notes
 
 def _refuse_ragged(path:Path, number:int, count:int, wanted:int, first:bool) -> None:
-    if first: raise ValueError(f"{path} has {wanted} names in its header but {count} columns in line {number}: name every "
-                               "column, the first holds the row names")
-    raise ValueError(f"{path} has {count} fields in line {number} but {wanted} in its header: complete or correct the line")
+    if first: raise ValueError(f"{path} has {wanted} names in its header but {count} columns in line {number}: name "
+                               "every column, the first holds the row names")
+    raise ValueError(f"{path} has {count} fields in line {number} but {wanted} in its header: complete or correct the "
+                     "line")
 
 def text_table(path:Path, separator:str, skip:int=0, extra:int=0) -> Table:
     "A text table; `extra` rows below the header are left out (a GCT file keeps annotations there)."

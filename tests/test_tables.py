@@ -40,7 +40,8 @@ def write_gct(path, frame, version="1.2"):
 def write_folder(folder, matrix, genes, barcodes):
     folder.mkdir(exist_ok=True)
     mmwrite(folder/"matrix.mtx", csr_matrix(matrix))
-    (folder/"features.tsv").write_text("".join(f"ENSG0000000000{n}\t{g}\tGene Expression\n" for n, g in enumerate(genes)))
+    (folder/"features.tsv").write_text("".join(f"ENSG0000000000{n}\t{g}\tGene Expression\n" for n,
+        g in enumerate(genes)))
     (folder/"barcodes.tsv").write_text("".join(f"{b}\n" for b in barcodes))
     return folder
 
@@ -129,13 +130,15 @@ def test_an_undecidable_table_is_assumed_to_have_samples_in_rows_and_says_so(tmp
     (tmp_path/"mine.csv").write_text("id,a,b\nx,1,2\ny,3,4\n")
     assert load(tmp_path/"mine.csv").uns["provenance"]["orientation"].startswith("assumed: rows are samples")
     turned = load(tmp_path/"mine.csv", orientation="genes")
-    assert list(turned.obs_names) == ["a", "b"] and turned.uns["provenance"]["orientation"] == "rows are genes (as stated)"
+    assert list(turned.obs_names) == ["a",
+        "b"] and turned.uns["provenance"]["orientation"] == "rows are genes (as stated)"
 
 
 def test_a_stated_direction_overrules_the_names(table, tmp_path):
     table.to_csv(tmp_path/"mine.csv")
     assert list(read_table(tmp_path/"mine.csv", orientation="genes").obs_names) == GENES
-    with pytest.raises(ValueError, match="orientation must be one of"): read_table(tmp_path/"mine.csv", orientation="rows")
+    with pytest.raises(ValueError, match="orientation must be one of"): read_table(tmp_path/"mine.csv",
+        orientation="rows")
 
 
 # labels in a second file
@@ -181,7 +184,8 @@ def test_what_is_put_right_is_said(tmp_path, content, note):
     (tmp_path/"mine.csv").write_bytes(content)
     data = read_table(tmp_path/"mine.csv")
     assert list(data.var_names) == ["A", "B"] and data.obs_names[0] == "s1" and data.X[0].tolist() == [1, 2]
-    assert (note or "") in data.uns["provenance"].get("reading", "") and (note is None) == ("reading" not in data.uns["provenance"])
+    assert (note or "") in data.uns["provenance"].get("reading",
+        "") and (note is None) == ("reading" not in data.uns["provenance"])
 
 
 def test_names_are_text_whatever_they_look_like(tmp_path):
@@ -201,14 +205,19 @@ BAD_TEXT = {
     "ragged row, too short": ("mine.csv", "id,A,B\ns1,1,2\ns2,1\n", "2 fields in line 3 but 3 in its header: complete"),
     "ragged row, too long": ("mine.csv", "id,A\ns1,1\ns2,1,2\n", "3 fields in line 3 but 2 in its header"),
     "header too short": ("mine.csv", "A,B\ns1,1,2\n", "2 names in its header but 3 columns in line 2: name every"),
-    "tabs in a .csv": ("mine.csv", "id\tA\tB\ns1\t1\t2\n", "separated by tabs, but its ending stands for commas: rename it to .tsv"),
-    "commas in a .tsv": ("mine.tsv", "id,A,B\ns1,1,2\n", "separated by commas, but its ending stands for tabs: rename it to .csv"),
+    "tabs in a .csv": ("mine.csv", "id\tA\tB\ns1\t1\t2\n",
+        "separated by tabs, but its ending stands for commas: rename it to .tsv"),
+    "commas in a .tsv": ("mine.tsv", "id,A,B\ns1,1,2\n",
+        "separated by commas, but its ending stands for tabs: rename it to .csv"),
     "commas in a .txt": ("mine.txt", "id,A,B\ns1,1,2\n", "rename it to .csv"),
-    "semicolons and decimal commas": ("mine.csv", "id;A;B\ns1;1,5;2\n", "separated by semicolons.*points in decimal numbers"),
+    "semicolons and decimal commas": ("mine.csv", "id;A;B\ns1;1,5;2\n",
+        "separated by semicolons.*points in decimal numbers"),
     "spaces": ("mine.tsv", "id A B\ns1 1 2\n", "separated by spaces"),
-    "text in numbers": ("mine.csv", "id,A,B\ns1,1,2\ns2,1,high\n", r"text \('high'\) in sample 's2', gene 'B': write a number"),
+    "text in numbers": ("mine.csv", "id,A,B\ns1,1,2\ns2,1,high\n",
+        r"text \('high'\) in sample 's2', gene 'B': write a number"),
     "text, genes in rows": ("mine.csv", "gene,s1,s2\nA,1,2\nB,1,high\n", r"text \('high'\) in sample 's2', gene 'B'"),
-    "decimal comma": ("mine.tsv", "id\tA\tB\ns1\t1,5\t2\n", r"text \('1,5'\) in sample 's1', gene 'A': write decimal numbers with a point"),
+    "decimal comma": ("mine.tsv", "id\tA\tB\ns1\t1,5\t2\n",
+        r"text \('1,5'\) in sample 's1', gene 'A': write decimal numbers with a point"),
     "thousands": ("mine.csv", 'id,A,B\ns1,"1,234,567.5",2\n', r"'1,234,567.5'.*without thousands separators"),
     "ambiguous thousand": ("mine.tsv", "id\tA\tB\ns1\t1,234\t2\n", "without thousands separators"),
     "yes and no": ("mine.csv", "id,A,B\ns1,True,2\ns2,False,3\n", r"text \('True'\) in sample 's1', gene 'A'"),
@@ -216,7 +225,8 @@ BAD_TEXT = {
     "huge number": ("mine.csv", "id,A,B\ns1,1,1e300\n", r"1e\+300 in sample 's1', gene 'B', which is too large"),
     "huge whole number": ("mine.csv", f"id,A,B\ns1,1,{'9'*60}\n", "in sample 's1', gene 'B': this is too large"),
     "all zero": ("mine.csv", "id,A,B\ns1,0,0\ns2,0,0\n", "nothing but zeros: give the file"),
-    "infinite": ("mine.csv", "id,A,B\ns1,1,2\ns2,inf,4\n", r"infinite value in sample 's2', gene 'A' \(1 such entries\): remove"),
+    "infinite": ("mine.csv", "id,A,B\ns1,1,2\ns2,inf,4\n",
+        r"infinite value in sample 's2', gene 'A' \(1 such entries\): remove"),
     "negative infinite": ("mine.csv", "id,A,B\ns1,1,-inf\n", "infinite value in sample 's1', gene 'B'"),
     "duplicate genes": ("mine.csv", "id,A,A\ns1,1,2\n", r"gene 'A' 2 times.*keep one of each"),
     "duplicate genes in rows": ("mine.csv", "gene,x,y\nA,1,2\nA,3,4\n", "gene 'A' 2 times"),
@@ -229,7 +239,8 @@ BAD_TEXT = {
     "empty": ("mine.csv", "", r"cannot be read as csv \(it is empty\): write it again"),
     "blank lines only": ("mine.csv", "\n\n", r"cannot be read as csv \(no line\): write it again"),
     "header only": ("mine.csv", "id,A\n", r"cannot be read as csv \(a header and no row\): write it again"),
-    "one column": ("mine.csv", "id\ns1\n", "one column only: it needs names of samples and of genes, at least one of each"),
+    "one column": ("mine.csv", "id\ns1\n",
+        "one column only: it needs names of samples and of genes, at least one of each"),
     "labels only": ("mine.csv", "id,patient,label:x\ns1,p,a\n", "is empty .1 samples x 0 genes."),
     "names left out": ("mine.csv", "TP53,MYC\n1.5,2\n2.5,3\n", r"numbers such as 1.5 in its first column \('TP53'\)"),
     "Excel date": ("mine.csv", "id,TP53,1-Sep\ns1,1,2\n", "gene '1-Sep', a name that Excel has changed"),
@@ -238,13 +249,18 @@ BAD_TEXT = {
     "old Mac line ends": ("mine.csv", "id,A\rs1,1\rs2,2\r", "carriage return inside line 1: save it"),
     "NUL bytes": ("mine.csv", "id,A\ns1,1\0\n", r"cannot be read as csv \(line 2 holds a NUL byte"),
     "open quote": ("mine.csv", 'id,A\ns1,1\n"s2,2\n', "quotation mark without its partner in line 3"),
-    "annotation among genes": ("mine.csv", "gene,s1,s2\npatient,p,q\nTP53,1,2\n", "'patient' among its genes: put annotations of samples into a second file"),
-    "gct of another version": ("mine.gct", "#1.1\n1\t1\nName\tDescription\ts1\nA\ta\t1\n", "'#1.1' in line 1 where a GCT file has #1.2"),
+    "annotation among genes": ("mine.csv", "gene,s1,s2\npatient,p,q\nTP53,1,2\n",
+        "'patient' among its genes: put annotations of samples into a second file"),
+    "gct of another version": ("mine.gct", "#1.1\n1\t1\nName\tDescription\ts1\nA\ta\t1\n",
+        "'#1.1' in line 1 where a GCT file has #1.2"),
     "gct without its first lines": ("mine.gct", "Name\tDescription\ts1\nA\ta\t1\n", "in line 1 where a GCT file"),
-    "gct with other sizes": ("mine.gct", "#1.2\n3\t1\nName\tDescription\ts1\nA\ta\t1\n", "announces 3 genes x 1 samples in line 2 but holds 1 x 1"),
+    "gct with other sizes": ("mine.gct", "#1.2\n3\t1\nName\tDescription\ts1\nA\ta\t1\n",
+        "announces 3 genes x 1 samples in line 2 but holds 1 x 1"),
     "gct without sizes": ("mine.gct", "#1.2\nmany\t1\nName\tDescription\ts1\nA\ta\t1\n", "'many 1' in line 2 where"),
-    "gct without Description": ("mine.gct", "#1.2\n1\t2\nName\ts1\ts2\ts3\nA\t1\t2\t3\n", "'s1' as second column where a GCT file has Description"),
-    "gct 1.3 with two sizes": ("mine.gct", "#1.3\n1\t1\nid\tDescription\ts1\nA\ta\t1\n", "where a GCT file has 4 numbers"),
+    "gct without Description": ("mine.gct", "#1.2\n1\t2\nName\ts1\ts2\ts3\nA\t1\t2\t3\n",
+        "'s1' as second column where a GCT file has Description"),
+    "gct 1.3 with two sizes": ("mine.gct", "#1.3\n1\t1\nid\tDescription\ts1\nA\ta\t1\n",
+        "where a GCT file has 4 numbers"),
     "gct, empty": ("mine.gct", "#1.2\n1\t1\n", "no line"),
 }
 
@@ -268,7 +284,7 @@ def test_a_bad_table_is_answered_with_one_sentence_that_names_file_place_and_rem
 def damage(kind, folder):
     "Make one bad file that is not plain text, and return its path."
     path = folder/"mine.csv"
-    good = "id,TP53,MYC\ns1,1,2\ns2,3,4\n".encode()
+    good = b"id,TP53,MYC\ns1,1,2\ns2,3,4\n"
     if kind == "binary": path.write_bytes(b"\x89\xff\x00\x01 not a table \xfe"*50)
     elif kind == "UTF-16": path.write_bytes(good.decode().encode("utf-16"))
     elif kind == "Latin-1": path.write_bytes(good.replace(b"s2", b"s\xe9"))
@@ -279,7 +295,8 @@ def damage(kind, folder):
     elif kind in ("gzip cut short", "gzip damaged", "no gzip"):
         path = folder/"mine.csv.gz"
         packed = gzip.compress(good*1000)
-        path.write_bytes({"gzip cut short": packed[:-20], "no gzip": good}.get(kind, packed[:-8] + b"abcd" + packed[-4:]))
+        path.write_bytes({"gzip cut short": packed[:-20], "no gzip": good}.get(kind,
+            packed[:-8] + b"abcd" + packed[-4:]))
     elif kind in ("xlsx", "xls"): (path := folder/f"mine.{kind}").write_bytes(b"PK\x03\x04")
     elif kind in ("rda", "pkl", "zip", "mtx"): (path := folder/f"mine.{kind}").write_bytes(b"anything")
     elif kind == "pickle as .h5ad": (path := folder/"mine.h5ad").write_bytes(pickle.dumps([1, 2]))
@@ -300,10 +317,12 @@ DAMAGED = {
     "binary": r"cannot be read as csv \(line 1 .*write it again", "UTF-16": "UTF-16 text: save it as UTF-8",
     "Latin-1": r"line 3 is not UTF-8 text\): save it as UTF-8", "gzip without .gz": "a gzip file: add .gz to its name",
     "workbook as .csv": "Excel workbook.*save it as .csv", "pickle as .csv": "Python pickle, which may run any program",
-    "parquet as .csv": "parquet file: rename it", "gzip cut short": r"cannot be read as csv \(the compressed data end too early",
+    "parquet as .csv": "parquet file: rename it",
+    "gzip cut short": r"cannot be read as csv \(the compressed data end too early",
     "gzip damaged": "cannot be read as csv", "no gzip": "cannot be read as csv.*compressed",
     "xlsx": "SEPT1 into dates: save it as .csv", "xls": "Excel workbook", "rda": "write.csv", "pkl": "Python pickle",
-    "zip": "unpack it first", "mtx": "give the folder", "pickle as .h5ad": "Python pickle", "pickle as .parquet": "Python pickle",
+    "zip": "unpack it first", "mtx": "give the folder", "pickle as .h5ad": "Python pickle",
+    "pickle as .parquet": "Python pickle",
     "folder called .csv": "no file .*matrix.mtx", "line break in the name": "line break in it: rename it",
     "parquet cut short": "cannot be read as parquet.*write it again",
     "numbers as text in parquet": "text \\('1.5'\\) in sample 'a', gene 'TP53': store numbers as numbers",
@@ -322,7 +341,8 @@ def test_a_damaged_or_foreign_file_is_answered_with_one_sentence(tmp_path, kind,
 
 def make_h5ad(kind, folder):
     "Make one bad h5ad and return its path."
-    path, frame = folder/"mine.h5ad", pd.DataFrame([[1, 2.0], [3, 4]], index=["s1", "s2"], columns=["TP53", "MYC"], dtype=np.float32)
+    path, frame = folder/"mine.h5ad", pd.DataFrame([[1, 2.0], [3, 4]], index=["s1", "s2"], columns=["TP53", "MYC"],
+        dtype=np.float32)
     data = anndata.AnnData(frame)
     if kind == "transposed": data = anndata.AnnData(frame.T.rename(columns={"s1": "TCGA-AA-1", "s2": "TCGA-AA-2"}))
     if kind == "negative counts": data.X[1, 0], data.uns["units"] = -1, "counts"
@@ -332,7 +352,8 @@ def make_h5ad(kind, folder):
     if kind == "repeated genes": data.var_names = ["MYC", "MYC"]
     data.write_h5ad(path)
     if kind == "cut short": path.write_bytes(path.read_bytes()[:5000])
-    if kind in ("without X", "without var", "without obs", "X in another file", "X of text", "X of another shape", "not AnnData"):
+    if kind in ("without X", "without var", "without obs", "X in another file", "X of text", "X of another shape",
+        "not AnnData"):
         with h5py.File(path, "a") as file:
             if kind == "not AnnData":
                 for name in list(file): del file[name]
@@ -347,11 +368,15 @@ def make_h5ad(kind, folder):
 
 
 BAD_H5AD = {
-    "transposed": "genes where AnnData keeps samples.*orientation='genes'", "cut short": "cannot be read as h5ad.*write it again",
-    "negative counts": "negative count in sample 's2', gene 'TP53'", "infinite": "infinite value in sample 's2', gene 'TP53'",
+    "transposed": "genes where AnnData keeps samples.*orientation='genes'",
+    "cut short": "cannot be read as h5ad.*write it again",
+    "negative counts": "negative count in sample 's2', gene 'TP53'",
+    "infinite": "infinite value in sample 's2', gene 'TP53'",
     "too large": "sample 's1', gene 'TP53', which is too large", "dates": "'1-Sep', a name that Excel",
-    "repeated genes": "gene 'MYC' 2 times", "without X": "no matrix X: write the expression into X", "without var": "has no var: write",
-    "without obs": "has no obs: write", "X in another file": "takes 'X' from another file: save it whole", "X of text": "text .*in sample 's1', gene 'TP53'",
+    "repeated genes": "gene 'MYC' 2 times", "without X": "no matrix X: write the expression into X",
+    "without var": "has no var: write",
+    "without obs": "has no obs: write", "X in another file": "takes 'X' from another file: save it whole",
+    "X of text": "text .*in sample 's1', gene 'TP53'",
     "X of another shape": "cannot be read as h5ad", "not AnnData": "has no obs",
 }
 
@@ -389,9 +414,11 @@ def break_folder(kind, folder):
 
 BAD_FOLDERS = {
     "no matrix": "no file .*matrix.mtx: a matrix folder holds", "no barcodes": "no file .*barcodes.tsv",
-    "one barcode too many": "3 x 2 but run names 3 genes and 3 barcodes: put files together", "repeated barcodes": "sample 'a' 2 times",
+    "one barcode too many": "3 x 2 but run names 3 genes and 3 barcodes: put files together",
+    "repeated barcodes": "sample 'a' 2 times",
     "row out of range": "matrix.mtx cannot be read", "row zero": "matrix.mtx cannot be read",
-    "entry twice": "entry 1 1 twice: keep one", "entries missing": "matrix.mtx cannot be read", "text": "matrix.mtx cannot be read",
+    "entry twice": "entry 1 1 twice: keep one", "entries missing": "matrix.mtx cannot be read",
+    "text": "matrix.mtx cannot be read",
     "pattern": "pattern values: write numbers", "huge": "2000000000 x 2000000000 but run names 3 genes",
     "no header": "matrix.mtx cannot be read", "plain and packed": "both matrix.mtx and matrix.mtx.gz: keep the one",
     "packed and cut short": "matrix.mtx.gz cannot be read", "date": "'1-Sep', a name that Excel",
@@ -407,12 +434,16 @@ def test_a_bad_matrix_folder_is_answered_with_one_sentence(tmp_path, kind, messa
 
 
 BAD_LABELS = {
-    "labels for other samples": ("labels.csv", "id,tissue\nx1,lung\nx2,lung\n", "it names x1, x2, the data have TCGA-AA-0001"),
-    "a sample twice": ("labels.csv", "id,tissue\nTCGA-AA-0001,lung\nTCGA-AA-0001,lung\n", "sample 'TCGA-AA-0001' 2 times"),
+    "labels for other samples": ("labels.csv", "id,tissue\nx1,lung\nx2,lung\n",
+        "it names x1, x2, the data have TCGA-AA-0001"),
+    "a sample twice": ("labels.csv", "id,tissue\nTCGA-AA-0001,lung\nTCGA-AA-0001,lung\n",
+        "sample 'TCGA-AA-0001' 2 times"),
     "a sample without a name": ("labels.csv", "tissue,sample\nlung,\n", "sample without a name"),
     "a column twice": ("labels.csv", "id,tissue,tissue\nTCGA-AA-0001,a,b\n", "column 'tissue' 2 times"),
-    "a column that is there": ("labels.csv", "id,patient\nTCGA-AA-0001,p\n", "column 'patient', which the data have as well"),
-    "a workbook": ("labels.xlsx", "PK", "save it as .csv"), "another format": ("labels.gct", "#1.2", "cannot hold annotations"),
+    "a column that is there": ("labels.csv", "id,patient\nTCGA-AA-0001,p\n",
+        "column 'patient', which the data have as well"),
+    "a workbook": ("labels.xlsx", "PK", "save it as .csv"),
+    "another format": ("labels.gct", "#1.2", "cannot hold annotations"),
     "tabs": ("labels.csv", "id\ttissue\na\tb\n", "separated by tabs"), "empty": ("labels.csv", "", "it is empty"),
     "short row": ("labels.csv", "id,tissue,site\nTCGA-AA-0001,lung\n", "3 names in its header but 2 columns in line 2"),
 }
