@@ -532,6 +532,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ssl_expr.tcga._load_mirna': ('tcga.html#_load_mirna', 'ssl_expr/tcga.py'),
                                'ssl_expr.tcga._load_mrna': ('tcga.html#_load_mrna', 'ssl_expr/tcga.py'),
                                'ssl_expr.tcga._read_cohorts': ('tcga.html#_read_cohorts', 'ssl_expr/tcga.py'),
+                               'ssl_expr.tcga._row_names': ('tcga.html#_row_names', 'ssl_expr/tcga.py'),
                                'ssl_expr.tcga._strings': ('tcga.html#_strings', 'ssl_expr/tcga.py'),
                                'ssl_expr.tcga.annotate_tcga': ('tcga.html#annotate_tcga', 'ssl_expr/tcga.py'),
                                'ssl_expr.tcga.barcode_facts': ('tcga.html#barcode_facts', 'ssl_expr/tcga.py'),

@@ -384,7 +384,7 @@ def _refuse_other_genes(
     genes:list[str],         # of the data
 )->None:
     "`ValueError` unless the encoder reads exactly these genes in this order."
-    remedy = "prepare the data with the genes of the encoder (`preprocess.align_genes`), or pretrain on these genes"
+    remedy = "prepare the data with the genes of the encoder (`genes.align_genes`), or pretrain on these genes"
     if stored is not None and stored != genes:
         shared, places = len(set(stored) & set(genes)), sum(a == b for a, b in zip(stored, genes, strict=False))
         raise ValueError(f"The encoder {path} reads {len(stored)} genes and the data have {len(genes)}, of which "
