@@ -370,7 +370,8 @@ def test_a_finished_transfer_without_its_name_costs_no_request(demo, publisher):
     assert demo.file.read_bytes() == CONTENT and len(publisher.requests) == 2
 
 
-def test_the_bar_shows_bytes_rate_and_remaining_time(demo, capsys):
+def test_the_bar_shows_bytes_rate_and_remaining_time_to_whoever_watches(demo, capsys, monkeypatch):
+    monkeypatch.setattr(download_module, "someone_watches", lambda: True)
     fetch("demo", progress=True)
     shown = capsys.readouterr().err
     assert "demo 1/1 table.tsv" in shown and "40.0k" in shown and "B/s" in shown and "<" in shown
