@@ -173,7 +173,7 @@ def test_units_may_be_spelled_freely_and_are_converted_or_refused(tmp_path):
     data = load(tmp_path/"mine.csv", units="ln(TPM + 1)")
     assert data.uns["units"] == "log2(TPM+1)"
     np.testing.assert_allclose(data.X, [[1, 0], [0, np.log2(3)]], atol=1e-5)
-    with pytest.raises(ValueError, match="unknown units 'reads'"): load(tmp_path/"mine.csv", units="reads")
+    with pytest.raises(ValueError, match="unknown units .furlongs."): load(tmp_path/"mine.csv", units="furlongs")
 
 
 @pytest.mark.parametrize("units, change", {
