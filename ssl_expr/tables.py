@@ -289,8 +289,8 @@ def add_annotations(
     chosen = [plain[c] for c in frame if c != "patient" and (c in repeats or annotates(c, labels))]
     adata.uns["labels"] = [*adata.uns.get("labels", []), *chosen]
     text = f"{Path(path).name}: {found.sum()} of {len(ours)} samples found"
-    if not found.all(): text += f", the other {(~found).sum()} stay without labels (the first is {ours[~found][0]!r})"
-    if len(theirs) > found.sum(): text += f"; its {len(theirs) - found.sum()} other samples are left out"
+    if not found.all(): text += f", without labels {(~found).sum()} (such as {ours[~found][0]!r})"
+    if len(theirs) > found.sum(): text += f"; left out since the data lack them {len(theirs) - found.sum()}"
     adata.uns["provenance"] = dict(adata.uns.get("provenance", {})) | {"annotations": text}
     return adata
 
@@ -302,7 +302,7 @@ _readers:dict[str, Callable[[Path, Sequence[str], str, Sequence[str]], anndata.A
     ".h5ad": _read_h5ad, ".gct": _read_gct, ".parquet": _read_delimited, **dict.fromkeys(SEPARATORS, _read_delimited)}
 
 def read_table(
-    path:str|Path,                       # .h5ad, .csv, .tsv, .txt, .parquet, .gct (text also .gz), folder of matrix.mtx
+    path:str|Path,                       # .h5ad, .csv, .tsv, .txt, .parquet, .gct (text also .gz); folder of an mtx
     labels:Sequence[str]=(),             # columns that are labels, besides `patient` and those called `label:...`
     annotations:str|Path|None=None,      # second file with labels, one row per sample
     orientation:str="auto",              # what rows are: samples | genes | auto

@@ -46,11 +46,15 @@ def is_table(
     "Whether `read_table` has something to say about a file of this name."
     return ending(path) in (*READABLE, *_REFUSED)
 
-def open_bytes(path:Path) -> BinaryIO:
+def open_bytes(
+    path:Path,        # any file
+)->BinaryIO:
     "The bytes of a file, unpacked if it ends in .gz."
     return cast(BinaryIO, gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else open(path, "rb")
 
-def refuse_foreign(path:Path) -> None:
+def refuse_foreign(
+    path:Path,        # a file that is about to be read
+)->None:
     "Refuse what is absent, of an unknown ending, or of another format than its ending says."
     kind = ending(path)
     if kind in _REFUSED: raise ValueError(f"{path} is {_REFUSED[kind]}")
@@ -64,7 +68,10 @@ def refuse_foreign(path:Path) -> None:
         if start.startswith(magic) and kind != right: raise ValueError(f"{path} is {what}")
 
 @contextmanager
-def told(path:Path, kind:str="") -> Iterator[None]:
+def told(
+    path:Path,        # what is read inside the block
+    kind:str="",      # format for the message; empty: the ending
+)->Iterator[None]:
     "Whatever a reader stumbles over becomes one sentence about `path`."
     if any(ord(letter) < 32 for letter in str(path)):
         raise ValueError(f"{str(path)!r} has a line break in it: rename it")
@@ -86,8 +93,12 @@ class Table:
     cells:Callable[[Sequence[int]], pd.DataFrame]     # positions of text columns -> (rows, columns)
     notes:list[str] = field(default_factory=list)     # what was put right on the way
 
-def read_line(line:bytes, path:Path, number:int) -> str:
-    "One line as text without its end."
+def read_line(
+    line:bytes,       # with its end
+    path:Path,        # its file, for the message
+    number:int,       # its place in the file, from 1
+)->str:
+    "One line as text without its end; what is no text is refused."
     try: text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} cannot be read as {ending(path)[1:]} (line {number} is not UTF-8 text): "
@@ -139,7 +150,7 @@ def _scan(
             quoted = '"' in text
             fields = _fields(text, separator, path, number) if quoted else [text.partition(separator)[0]]
             count = len(fields) if quoted else text.count(separator) + 1
-            if count != len(header): _refuse_ragged(path, number, count, len(header), first=not names)
+            if count != len(header): _refuse_ragged(path, number, count, len(header), not names)
             names.append(fields[0])
     if not names:
         found = "a header and no row" if header else "no line"
@@ -149,13 +160,19 @@ def _scan(
     return header, names, top, notes
 
 def _refuse_ragged(path:Path, number:int, count:int, wanted:int, first:bool) -> None:
-    if first: raise ValueError(f"{path} has {wanted} names in its header but {count} columns in line {number}: name "
-                               "every column, the first holds the row names")
+    if first and count > wanted:
+        raise ValueError(f"{path} has {wanted} names in its header but {count} columns in line {number}: name "
+                         "every column, the first holds the row names")
     raise ValueError(f"{path} has {count} fields in line {number} but {wanted} in its header: complete or correct the "
                      "line")
 
-def text_table(path:Path, separator:str, skip:int=0, extra:int=0) -> Table:
-    "A text table; `extra` rows below the header are left out (a GCT file keeps annotations there)."
+def text_table(
+    path:Path,
+    separator:str,    # between two fields
+    skip:int=0,       # lines before the header
+    extra:int=0,      # rows below the header to leave out (a GCT file keeps annotations there)
+)->Table:
+    "A text table, once every line of it has as many fields as its header."
     header, names, top, notes = _scan(path, separator, skip)
     def cells(text:Sequence[int]) -> pd.DataFrame:
         frame = pd.read_csv(path, sep=separator, header=None, skiprows=top + extra, usecols=range(1, len(header)),
@@ -166,8 +183,11 @@ def text_table(path:Path, separator:str, skip:int=0, extra:int=0) -> Table:
         return frame
     return Table(header[0], names[extra:], header[1:], cells, notes)
 
-def parquet_table(path:Path) -> Table:
-    frame = pd.read_parquet(path)
+def parquet_table(
+    path:Path,        # names of the rows in the index or in the first column
+)->Table:
+    "A table of a parquet file."
+    frame = pd.read_parquet(path, use_threads=False, pre_buffer=False)     # a quarter of the memory when wide
     if isinstance(frame.index, pd.RangeIndex) and frame.shape[1]: frame = frame.set_index(frame.columns[0])
     return Table(str(frame.index.name or ""), ["" if pd.isna(n) else str(n) for n in frame.index],
                   list(map(str, frame.columns)), lambda text: frame)

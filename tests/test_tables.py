@@ -150,7 +150,7 @@ def test_labels_of_a_second_file_find_their_samples_in_any_order_and_gaps_are_co
     assert data.obs["tissue"].tolist() == [np.nan, "lung"] and data.obs["stage"].tolist() == [np.nan, "02"]
     assert data.obs["age"].tolist()[1] == 61 and data.uns["labels"] == ["tissue", "stage"]
     said = data.uns["provenance"]["annotations"]
-    assert "1 of 2 samples found" in said and "'TCGA-AA-0001'" in said and "1 other samples are left out" in said
+    assert "1 of 2 samples found" in said and "'TCGA-AA-0001'" in said and "left out since the data lack them 1" in said
 
 
 def test_ids_of_a_second_file_decide_the_direction(tmp_path):
@@ -445,7 +445,7 @@ BAD_LABELS = {
     "a workbook": ("labels.xlsx", "PK", "save it as .csv"),
     "another format": ("labels.gct", "#1.2", "cannot hold annotations"),
     "tabs": ("labels.csv", "id\ttissue\na\tb\n", "separated by tabs"), "empty": ("labels.csv", "", "it is empty"),
-    "short row": ("labels.csv", "id,tissue,site\nTCGA-AA-0001,lung\n", "3 names in its header but 2 columns in line 2"),
+    "short row": ("labels.csv", "id,tissue,site\nTCGA-AA-0001,lung\n", "2 fields in line 2 but 3 in its header"),
 }
 
 
