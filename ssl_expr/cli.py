@@ -105,7 +105,8 @@ def show_cache()->None:
     from ssl_expr.fetch import cache_folder, usage
     held = usage()
     print(f"data in {cache_folder()}: {held['megabytes'].sum():,.0f} MB")
-    for name, files, megabytes in held.itertuples(index=False): print(f"  {name:20}{megabytes:10,.1f} MB in {files} files")
+    for name, files, megabytes in held.itertuples(index=False):
+        print(f"  {name:20}{megabytes:10,.1f} MB in {files} files")
 
 # %% ../nbs/80_cli.ipynb #cell-13
 def check_methods(plan:Plan):
@@ -189,16 +190,16 @@ def redraw(
 
 # %% ../nbs/80_cli.ipynb #cell-17
 def fetch_files(
-    name:str,               # a public data set: tcga-mirna, rnaseqdb, ...
+    dataset:str,            # a public data set: tcga-mirna, rnaseqdb, ...
     source:str|None=None,   # folder, or http(s) address, to take the files from instead of the network
 )->int:
     "Bring the files of a public data set into the cache, each checked."
     from ssl_expr.fetch import fetch, sources
-    folder = fetch(name, source=source)
+    folder = fetch(dataset, source=source)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    print(f"{name}: {size/1e6:,.1f} MB in {folder}")
-    print(f"licence: {sources()[name].licence}")
-    print(f"please cite: {sources()[name].citation}")
+    print(f"{dataset}: {size/1e6:,.1f} MB in {folder}")
+    print(f"licence: {sources()[dataset].licence}")
+    print(f"please cite: {sources()[dataset].citation}")
     return 0
 
 def check_file(
@@ -210,8 +211,7 @@ def check_file(
 )->int:
     "Print a one-page report on an expression file and a verdict; 1 if it cannot be used."
     from ssl_expr.inspection import inspect_file
-    found = inspect_file(file, labels=[label] if label else [], annotations=annotations or None, units=units or None,
-                         orientation=orientation)
+    found = inspect_file(file, [label] if label else [], annotations or None, units or None, orientation)
     print(found)
     return int(found.verdict.startswith("not usable"))
 
@@ -275,9 +275,9 @@ def parser()->argparse.ArgumentParser:
         command.set_defaults(function=function)
     profile = dict(default="quick", help="a file name in nbs/profiles (default: quick)")
     cores = dict(type=int, default=0, help="how many at a time (default: all cores)")
-    add("fetch", fetch_files, "bring a public data set into the cache, checked", name=dict(help="such as tcga-mirna"),
-        **{"from": dict(dest="source", default=None, metavar="FOLDER", help="a folder or http address to use instead of "
-                        "the network (default: SSL_EXPR_MIRROR, if set)")})
+    add("fetch", fetch_files, "bring a public data set into the cache, checked", dataset=dict(help="such as tcga-mirna"),
+        **{"from": dict(dest="source", default=None, metavar="FOLDER", help="a folder or http address to use instead "
+                        "of the network (default: SSL_EXPR_MIRROR, if set)")})
     add("check", check_file, "a one-page report on an expression file, and a verdict",
         file=dict(help="expression file, or the folder of a 10x-style matrix"),
         label=dict(default="", help="column to predict"),

@@ -124,7 +124,7 @@ def toy(
     adata.obsm["programs"], adata.varm["programs"] = activity[patient], loadings.T
     return adata
 
-# %% ../nbs/00_data.ipynb #cell-19
+# %% ../nbs/00_data.ipynb #cell-17
 def _some_rows(X:np.ndarray, n_values:int=2**22) -> np.ndarray:
     "All rows as float32, or as many evenly spaced ones as `n_values` allows."
     rows = np.unique(np.linspace(0, len(X) - 1, max(1, min(len(X), n_values//max(1, X.shape[1])))).astype(int))
@@ -158,7 +158,7 @@ def guess_units(
         return "counts", "guessed: most values are whole, as the expected counts of RSEM or salmon are"
     return "unknown", "guessed: values are neither whole numbers nor below 30, nor do they sum to a million"
 
-# %% ../nbs/00_data.ipynb #cell-22
+# %% ../nbs/00_data.ipynb #cell-20
 _loaders:dict[str, Callable[[Path|None], anndata.AnnData]] = {}
 
 def register_dataset(
@@ -188,19 +188,27 @@ def _load_toy(folder:Path|None) -> anndata.AnnData: return toy()
 def _load_coadread(folder:Path|None) -> anndata.AnnData:
     return anndata.read_h5ad(Path(str(files("ssl_expr")))/"datasets"/"coadread.h5ad")
 
-# %% ../nbs/00_data.ipynb #cell-23
+# %% ../nbs/00_data.ipynb #cell-21
 def _complete(adata:anndata.AnnData, units:str|None) -> anndata.AnnData:
     "What a file leaves unsaid is filled in, and the provenance says so."
+    from ssl_expr.units import state_units     # chapter 09 builds on this one
+    if units and "units" not in adata.uns: adata = state_units(adata, units)
     provenance = dict(adata.uns["provenance"])
     if "patient" not in adata.obs:
         adata.obs["patient"] = adata.obs_names.to_numpy()
         provenance["patient"] = "every sample counts as a patient of its own (no column `patient`)"
     if "units" not in adata.uns:
-        adata.uns["units"], provenance["units"] = (units, "stated by the user") if units else guess_units(adata.X)
+        adata.uns["units"], provenance["units"] = guess_units(adata.X)
     possible = [c for c in adata.obs if c != "patient" and adata.obs[c].dtype == "category"]
     stated = [c for c in adata.uns.get("labels", possible) if c in adata.obs]
     adata.uns.update(labels=stated or possible, provenance=provenance)
     return adata
+
+def _canonical(units:str) -> str:
+    "The name of units under which data are kept: every logarithm becomes one of base 2."
+    from ssl_expr.units import Units, parse_units
+    stated = parse_units(units)
+    return str(Units(stated.quantity, "log2") if stated.log else stated)
 
 def _choose_labels(adata:anndata.AnnData, labels:Sequence[str], name:str) -> None:
     "The labels asked for, or those the data state, as categories of text."
@@ -235,12 +243,12 @@ def load(
         adata.uns["provenance"] |= {"file": path.name}
     else: raise ValueError(f"unknown data set {name!r}: known are {', '.join(datasets())}, or give a folder with "
                            f"matrix.mtx or a path ending in {', '.join(READABLE)}")
-    if units and units != adata.uns["units"]:
+    if units and adata.uns["units"] != _canonical(units):
         raise ValueError(f"{name} says its units are {adata.uns['units']}, not {units}: correct one of the two")
     _choose_labels(adata, labels, name)
     return validate(adata, name) if check else adata
 
-# %% ../nbs/00_data.ipynb #cell-36
+# %% ../nbs/00_data.ipynb #cell-34
 def fingerprint(
     adata:anndata.AnnData,    # a loaded data set
 )->str:                       # SHA-256, 64 hexadecimal digits

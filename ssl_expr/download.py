@@ -22,6 +22,7 @@ from requests.exceptions import ChunkedEncodingError, SSLError
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
+from .checks import someone_watches
 from .files import read_json, write_atomic
 
 # %% ../nbs/05_download.ipynb #cell-06
@@ -85,7 +86,8 @@ def _receive(
     caption:str|None,   # of the progress bar; None: no bar
 )->None:
     done = size_of(arriving)
-    bar = tqdm(total=total, initial=done, desc=caption, disable=caption is None, unit="B", unit_scale=True, leave=False)
+    shown = caption is not None and someone_watches()
+    bar = tqdm(total=total, initial=done, desc=caption, disable=not shown, unit="B", unit_scale=True, leave=False)
     with bar, arriving.open("ab") as out:
         for chunk in chunks:
             done += len(chunk)

@@ -22,9 +22,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 import torch
 
 from .checks import check_matrix
+from .genes import Coverage, align_genes
 from .nets import Encoder, embed, seeded
 from .objective import build
-from .preprocess import Coverage, DepthNormalise, Log2, ZScore, align_genes, preprocessor
+from .preprocess import DepthNormalise, Log2, ZScore, preprocessor
 from .pretrain import COLUMNS, pretrain
 from .files import read_json, write_atomic
 from .storage import load_tensors, save_tensors, tensor_digest

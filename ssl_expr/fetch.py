@@ -172,7 +172,7 @@ def _find(wanted:Source, folder:Path) -> dict[str, Path]:
         name = path.name
         if name not in known and not (wanted.pattern and fnmatch(name, wanted.pattern)): continue
         size = known[name].size if name in known else None
-        if name in found and size is None:
+        if name in found and size is None and not path.samefile(found[name]):
             raise ValueError(f"{folder} holds two files called {name}, {found[name]} and {path}: keep one of them")
         if name not in found or size_of(path) == size: found[name] = path
     return found
@@ -210,7 +210,8 @@ def _way(file:RemoteFile, origin:str|Path|None, found:dict[str, Path]) -> str|Pa
     if origin is None: return file.address
     if isinstance(origin, str): return f"{origin}/{file.name}"
     if file.name in found: return found[file.name]
-    raise FileNotFoundError(f"{origin} does not hold {file.name}: put it there, or fetch it from {file.address}")
+    public = "" if file.address.startswith("file:") else f", or fetch it from {file.address}"
+    raise FileNotFoundError(f"{origin} does not hold {file.name}: put it there{public}")
 
 # %% ../nbs/05_fetch.ipynb #cell-22
 def _fill(folder:Path, missing:Collection[RemoteFile], origin:str|Path|None, found:dict[str, Path], title:str) -> None:
@@ -239,7 +240,7 @@ def fetch(
         if missing: _fill(folder, missing, origin, found, name if progress else "")
         _remember(wanted, folder, chosen, origin)
     except OSError as error:
-        if said := _disk_error(error, folder/name): raise said from error
+        if said := _disk_error(error, folder): raise said from error
         raise
     return folder
 

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'DUPLICATES', 'known_genes', 'kind_of', 'GeneReport', 'rename_genes', 'Coverage', 'align_genes',
            'shared_genes']
 
-# %% ../nbs/07_genes.ipynb #2f21f385
+# %% ../nbs/07_genes.ipynb #cell-03
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from anndata import AnnData
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/07_genes.ipynb #05cfd11b
+# %% ../nbs/07_genes.ipynb #cell-06
 KINDS = {"ensembl": "Ensembl ids", "entrez": "Entrez numbers", "symbol": "symbols", "mirna": "miRBase names"}
 _former = {"symbol": "previous_symbol", "mirna": "previous_mirna"}     # the kinds whose names are renewed
 
@@ -46,7 +46,7 @@ def _checked_kind(kind:str) -> str:
     if kind not in KINDS: raise ValueError(f"unknown kind of gene names {kind!r}: choose one of {', '.join(KINDS)}")
     return kind
 
-# %% ../nbs/07_genes.ipynb #f0589aa8
+# %% ../nbs/07_genes.ipynb #cell-11
 _form = {"ensembl": r"ENSG(R\d{10}|\d{11})(\.\d+)?(_PAR_Y)?", "mirna": r"hsa-(let|lin|mir|miR)-\S+",
          "entrez": r"[1-9]\d*(\.0)?", "symbol": r"\S+"}
 
@@ -75,7 +75,7 @@ def kind_of(
     best = max(shares, key=lambda kind: shares[kind])
     return best if shares[best] >= share else "unknown"
 
-# %% ../nbs/07_genes.ipynb #92e4046f
+# %% ../nbs/07_genes.ipynb #cell-19
 @dataclass(frozen=True, repr=False)
 class GeneReport:
     "What became of the genes of a data set when they were renamed."
@@ -105,7 +105,7 @@ class GeneReport:
 
     __repr__ = __str__
 
-# %% ../nbs/07_genes.ipynb #44bffa05
+# %% ../nbs/07_genes.ipynb #cell-21
 _date = r"(?i)\d{1,2}-[a-z]{3}(-\d{2,4})?|[a-z]{3}-\d{1,2}|\d{4}-\d\d-\d\d.*|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}"
 
 def _identifiers(adata:AnnData, trust:str|None) -> dict[str, pd.Series]:     # tidy names by kind, first decides
@@ -133,7 +133,7 @@ def _renamed(
         new = np.where(own != "", own, new) if to == next(iter(identifiers)) else np.where(new != "", new, own)
     return new, ((rows >= 0) & (rows != row)).any(0)
 
-# %% ../nbs/07_genes.ipynb #172dff07
+# %% ../nbs/07_genes.ipynb #cell-24
 _linear = ("counts", "TPM", "FPKM", "RPM", "CPM", "RSEM")
 DUPLICATES = ("refuse", "sum", "mean", "first")
 
@@ -217,7 +217,7 @@ def rename_genes(
                         tuple(name for name in old[lost] if re.fullmatch(_date, name)))
     return _rebuilt(adata, final, pd.Index(pd.unique(final[final != ""])), duplicates, str(report)), report
 
-# %% ../nbs/07_genes.ipynb #6bcd0062
+# %% ../nbs/07_genes.ipynb #cell-33
 @dataclass(frozen=True)
 class Coverage:
     "How many of the wanted genes were found."
@@ -234,10 +234,11 @@ def _refuse_strangers(have:pd.Index, want:pd.Index) -> None:
     theirs, ours = kind_of(have), kind_of(want)
     advice = "use the same kind of gene names"
     if ours in KINDS and theirs in KINDS:
-        same = np.isin(*(_renamed({k: _tidy(names, k)}, ours)[0] for k, names in ((theirs, have), (ours, want)))).any()
+        today = [set(_renamed({k: _tidy(names, k)}, ours)[0]) - {""} for k, names in ((theirs, have), (ours, want))]
         cause = f"{KINDS[theirs]} and {KINDS[ours]}" if theirs != ours else f"{KINDS[ours]} of two versions"
         advice = f"these are {cause}, so rename the data with ssl_expr.genes.rename_genes(data, {ours!r})"
-        if not same: advice = f"these are {cause} for different genes, so use data in which such genes were measured"
+        if today[0].isdisjoint(today[1]):
+            advice = f"these are {cause} for different genes, so use data in which such genes were measured"
     raise ValueError(f"no gene in common: the data have {', '.join(map(str, have[:3]))}, ..., wanted are "
                      f"{', '.join(map(str, want[:3]))}, ...: {advice}")
 
@@ -260,7 +261,7 @@ def align_genes(
     aligned[:, found] = X[:, place[found]]
     return aligned, Coverage(len(want), int(found.sum()), tuple(map(str, want[~found])))
 
-# %% ../nbs/07_genes.ipynb #1577d9ec
+# %% ../nbs/07_genes.ipynb #cell-36
 def shared_genes(
     a:AnnData,                  # its order counts, and the coverage is that of its genes
     b:AnnData,                  # may name its genes by another kind
@@ -277,6 +278,6 @@ def shared_genes(
                          f"{len(other)}): check that both are human")
     coverage = Coverage(len(have), int(found.sum()), tuple(have[~found]))
     said = f"shared with another data set by {KINDS[by]}: {coverage}"
-    kept = [np.where(np.isin(new, have[found]), new, "") for new in names]
+    kept = [np.where(pd.Index(new).isin(have[found]), new, "") for new in names]
     return (*(_rebuilt(adata, new, have[found], duplicates, said) for adata, new in zip((a, b), kept, strict=True)),
             coverage)

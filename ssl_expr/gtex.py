@@ -41,7 +41,8 @@ def read_gtex(
         X[:, done:done + len(part)] = np.log2(values.T + 1)
         names += list(part["Name"]); symbols += list(part["Description"]); done += len(part)
     if X is None or (done, len(X)) != (n_genes, n_samples):
-        raise ValueError(f"{path.name} states {n_genes} genes x {n_samples} samples and holds {done} genes: fetch it again")
+        raise ValueError(f"{path.name} states {n_genes} genes x {n_samples} samples and holds {done} genes: "
+                         f"fetch it again")
     return X, part.columns[2:], pd.DataFrame({"symbol": symbols}, index=pd.Index(names))
 
 # %% ../nbs/16_gtex.ipynb #cell-08

@@ -98,8 +98,7 @@ def prepare(
     "Load, split by patient, fit the preprocessing on the rows it may see, transform all rows."
     from ssl_expr.data import fingerprint, load  # here: runs that only read the result need not wait for these
     from ssl_expr.preprocess import preprocessor
-    second = {"annotations": annotations} if annotations else {}
-    adata = load(dataset, labels=[label] if label else [], units=units or None, **second)
+    adata = load(dataset, labels=[label] if label else [], units=units or None, annotations=annotations or None)
     if not adata.uns["labels"]: raise ValueError(f"{dataset} has no label column: name one with `label`.")
     label = adata.uns["labels"][0]
     used, labels, left_out = _choose(adata.obs[label], min_class_size, labelled_only)

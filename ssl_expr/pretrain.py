@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from . import byol, scarf, vime # noqa: F401 so that their objectives are registered
 from .collapse import effective_rank, embedding_spread
-from .checks import check_choice, check_matrix, check_number
+from .checks import check_choice, check_matrix, check_number, someone_watches
 from .nets import Encoder, embed, seeded
 from .objective import Objective, build, objectives
 from .files import remove_leftovers
@@ -153,19 +153,13 @@ def collapsed(
     return len(last) == PATIENCE and all(spread < LEAST_SPREAD or rank < LEAST_RANK for *_, spread, rank in last)
 
 # %% ../nbs/40_pretrain.ipynb #cell-24
-def _someone_watches()->bool:
-    "Is there a terminal, or a notebook that a person runs (and not papermill)?"
-    if "ipykernel" not in sys.modules: return sys.stderr.isatty()
-    from IPython import get_ipython
-    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
-
 class _Progress:
     "Shows loss, spread and effective rank while epochs pass."
     def __init__(self, name:str, done:int, epochs:int, wanted:bool):
         self.name, self.epochs, self.wanted = name, epochs, wanted
         place = sys.stdout if "ipykernel" in sys.modules else sys.stderr
         self.bar = tqdm(total=epochs, initial=done, desc=name, unit="epoch", file=place) \
-            if wanted and _someone_watches() else None
+            if wanted and someone_watches() else None
 
     def show(self, epoch:float, loss:float, held_out_loss:float, spread:float, rank:float)->None:
         text = f"loss {loss:.4f}, held out {held_out_loss:.4f}, spread {spread:.2f}, effective rank {rank:.1f}"
@@ -384,7 +378,7 @@ def _refuse_other_genes(
     genes:list[str],         # of the data
 )->None:
     "`ValueError` unless the encoder reads exactly these genes in this order."
-    remedy = "prepare the data with the genes of the encoder (`preprocess.align_genes`), or pretrain on these genes"
+    remedy = "prepare the data with the genes of the encoder (`genes.align_genes`), or pretrain on these genes"
     if stored is not None and stored != genes:
         shared, places = len(set(stored) & set(genes)), sum(a == b for a, b in zip(stored, genes, strict=False))
         raise ValueError(f"The encoder {path} reads {len(stored)} genes and the data have {len(genes)}, of which "

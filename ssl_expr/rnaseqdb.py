@@ -19,8 +19,8 @@ from .tcga import ORGANS, annotate_tcga
 # %% ../nbs/13_rnaseqdb.ipynb #cell-06
 GTEX_ORGANS = {"salivary": "salivary gland", "esophagus_gas": "esophagus", "esophagus_mus": "esophagus",
                "esophagus_muc": "esophagus"}     # where the file's name is not the organ's
-FIELDS = ["patient", "sample_type", "tumour", "organ", "project", "source", "sex", "age", "stage", "survival_days", "died",
-          "cancer_type", "subtype"]
+FIELDS = ["patient", "sample_type", "tumour", "organ", "project", "source", "sex", "age", "stage", "survival_days",
+          "died", "cancer_type", "subtype"]
 
 def read_counts(
     path:Path,           # <tissue>-rsem-count-<tcga|tcga-t|gtex>.txt.gz: genes x samples
@@ -28,7 +28,8 @@ def read_counts(
     "Expected counts of one file. Another table, or a value that is no count, is a `ValueError` that names the place."
     try: table = pd.read_csv(path, sep="\t", skipinitialspace=True)
     except Exception as error:
-        raise ValueError(f"{path.name} cannot be read as a gzipped table ({str(error).strip()}): fetch it again") from error
+        reason = str(error).strip()
+        raise ValueError(f"{path.name} cannot be read as a gzipped table ({reason}): fetch it again") from error
     if list(table.columns[:2]) != ["Hugo_Symbol", "Entrez_Gene_Id"]:
         raise ValueError(f"{path.name} starts with the columns {', '.join(map(str, table.columns[:2]))} instead of "
                          f"Hugo_Symbol, Entrez_Gene_Id: it is no file of RNAseqDB")
@@ -52,12 +53,14 @@ def annotate_file(
     if kind == "gtex":
         subjects = samples.str.extract(r"^(GTEX-\w+)-", expand=False)
         if subjects.isna().any():
-            raise ValueError(f"{path.name} has sample {samples[subjects.isna()][0]!r}, which is no GTEx id: fetch it again")
+            stranger = samples[subjects.isna()][0]
+            raise ValueError(f"{path.name} has sample {stranger!r}, which is no GTEx id: fetch it again")
         return pd.DataFrame({"patient": subjects, "tumour": "normal", "organ": GTEX_ORGANS.get(tissue, tissue),
                              "source": "GTEx", "sample_type": "normal tissue"}, index=samples)
     project = tissue.upper()
     if project not in ORGANS or kind not in ("tcga", "tcga-t"):
-        raise ValueError(f"{path.name} is not named <tissue>-rsem-count-<tcga|tcga-t|gtex>.txt.gz: give it its name back")
+        raise ValueError(f"{path.name} is not named <tissue>-rsem-count-<tcga|tcga-t|gtex>.txt.gz: "
+                         f"give it its name back")
     return annotate_tcga(samples, pd.Index([project]*len(samples)), tables).assign(source="TCGA")
 
 # %% ../nbs/13_rnaseqdb.ipynb #cell-10
@@ -79,8 +82,8 @@ def _build(folder:Path, tables:Path) -> dict:
     obs = obs.loc[once].reindex(columns=FIELDS)
     words = [name for name in FIELDS if name not in ("patient", "age", "survival_days", "died")]
     obs[words] = obs[words].astype(object).astype("category")
-    entrez = genes.get_level_values(1).to_numpy()
-    var = pd.DataFrame({"entrez": np.where(entrez > 0, entrez.astype(str), "")}, index=genes.get_level_values(0).rename(None))
+    symbols, entrez = (genes.get_level_values(level).rename(None) for level in (0, 1))
+    var = pd.DataFrame({"entrez": np.where(entrez > 0, entrez.astype(str), "")}, index=symbols)
     uns = {"units": "counts", "labels": ["organ", "tumour", "source", "project"], "provenance": {
         "source": "mskcc/RNAseqDB at 6a85317, expected_count; Wang et al., Sci Data 2018",
         "values": "expected counts of RSEM, so not whole numbers",

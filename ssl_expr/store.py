@@ -79,7 +79,7 @@ def _place(file:h5py.File) -> tuple[np.dtype, int, tuple[int, int]]:
     matrix = file["X"]
     if not isinstance(file.get("X", getlink=True), h5py.HardLink) or not isinstance(matrix, h5py.Dataset):
         raise ValueError("X is not a dense matrix in this file")
-    if matrix.chunks or matrix.external or matrix.is_virtual or matrix.id.get_offset() is None:
+    if matrix.chunks or matrix.id.get_offset() is None:      # compressed, virtual, in another file, never filled
         raise ValueError("X is compressed or does not lie in one piece")
     if matrix.dtype not in (np.float16, np.float32) or matrix.ndim != 2:
         raise ValueError(f"X holds {matrix.dtype} in {matrix.ndim} dimensions, not float16 or float32 in 2")

@@ -7,6 +7,7 @@ __all__ = ['SAMPLE_TYPES', 'ORGANS', 'LABELS', 'LEFT_OUT', 'barcode_facts', 'ann
            'deepest_runs', 'star_samples', 'read_star_counts']
 
 # %% ../nbs/12_tcga.ipynb #cell-03
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,12 +36,13 @@ def barcode_facts(
                          "tumour": pd.Categorical(tumour, ["normal", "tumour"])})
 
 # %% ../nbs/12_tcga.ipynb #cell-09
-ORGANS = {"ACC": "adrenal gland", "BLCA": "bladder", "BRCA": "breast", "CESC": "cervix", "CHOL": "bile duct", "COAD": "colon",
-          "DLBC": "lymph node", "ESCA": "esophagus", "GBM": "brain", "HNSC": "head and neck", "KICH": "kidney",
-          "KIRC": "kidney", "KIRP": "kidney", "LAML": "blood", "LGG": "brain", "LIHC": "liver", "LUAD": "lung",
-          "LUSC": "lung", "MESO": "pleura", "OV": "ovary", "PAAD": "pancreas", "PCPG": "adrenal gland",
-          "PRAD": "prostate", "READ": "rectum", "SARC": "soft tissue", "SKCM": "skin", "STAD": "stomach",
-          "TGCT": "testis", "THCA": "thyroid", "THYM": "thymus", "UCEC": "uterus", "UCS": "uterus", "UVM": "eye"}
+ORGANS = {
+    "ACC": "adrenal gland", "BLCA": "bladder", "BRCA": "breast", "CESC": "cervix", "CHOL": "bile duct", "COAD": "colon",
+    "DLBC": "lymph node", "ESCA": "esophagus", "GBM": "brain", "HNSC": "head and neck", "KICH": "kidney",
+    "KIRC": "kidney", "KIRP": "kidney", "LAML": "blood", "LGG": "brain", "LIHC": "liver", "LUAD": "lung",
+    "LUSC": "lung", "MESO": "pleura", "OV": "ovary", "PAAD": "pancreas", "PCPG": "adrenal gland",
+    "PRAD": "prostate", "READ": "rectum", "SARC": "soft tissue", "SKCM": "skin", "STAD": "stomach",
+    "TGCT": "testis", "THCA": "thyroid", "THYM": "thymus", "UCEC": "uterus", "UCS": "uterus", "UVM": "eye"}
 LABELS = ["cancer_type", "project", "tumour", "organ", "subtype"]     # the first is the paper's task
 
 def annotate_tcga(
@@ -74,7 +76,24 @@ def _attributes(thing) -> dict:
     return found
 
 def _strings(vector) -> np.ndarray:
+    "R text, NA as None."
     return np.array([None if item.value is None else item.value.decode() for item in vector.value], dtype=object)
+
+def _row_names(vector) -> pd.Index:
+    "Row names as text. R keeps numbers as numbers, and 1, 2, ... n as the pair NA, -n."
+    if vector.info.type.name == "STR": return pd.Index(_strings(vector))
+    numbers = vector.value
+    if np.ma.is_masked(numbers): numbers = np.arange(1, abs(numbers[1]) + 1)
+    return pd.Index(np.asarray(numbers)).astype(str)
+
+def _column(column) -> np.ndarray|pd.Categorical:
+    "A factor as a categorical, text as text, numbers as numbers."
+    levels, values = _attributes(column).get("levels"), column.value
+    if levels is not None:
+        codes = np.asarray(values)
+        return pd.Categorical.from_codes(np.where(codes > 0, codes - 1, -1), _strings(levels))
+    if column.info.type.name == "STR": return _strings(column)
+    return np.ma.filled(values.astype(float), np.nan) if np.ma.is_masked(values) else np.asarray(values)
 
 def read_rda(
     path:Path,         # an .rda file that holds one data frame
@@ -82,38 +101,36 @@ def read_rda(
     "One R data frame; a damaged file, or one that holds something else, is a `ValueError`."
     import rdata
     try:
-        frame = rdata.parser.parse_file(path).object.value[0]
-        names, rows = (_strings(_attributes(frame)[what]) for what in ("names", "row.names"))
-        columns = [_column(column, _attributes(column)) for column in frame.value]
-        return pd.DataFrame(dict(zip(names, columns, strict=True)), index=pd.Index(rows, name=None))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")      # of a damaged file rdata first warns: the error says it all
+            frame = rdata.parser.parse_file(path).object.value[0]
+        facts = _attributes(frame)
+        columns = dict(zip(_strings(facts["names"]), map(_column, frame.value), strict=True))
+        return pd.DataFrame(columns, index=_row_names(facts["row.names"]))
     except Exception as error:
         raise ValueError(f"{path.name} holds no R data frame that can be read ({type(error).__name__}): "
                          f"fetch it again") from error
 
-def _column(column, attributes:dict):
-    if "levels" not in attributes: return np.asarray(column.value)
-    codes = np.asarray(column.value)
-    return pd.Categorical.from_codes(np.where(codes > 0, codes - 1, -1), _strings(attributes["levels"]))
 
 # %% ../nbs/12_tcga.ipynb #cell-14
 def read_cohort(
     path:Path,                                # <COHORT>.miRNASeq.rda
-)->tuple[pd.DataFrame, pd.Series]:            # (aliquots, miRNAs) read counts, and the sequencing machine of each aliquot
+)->tuple[pd.DataFrame, pd.Series]:            # (aliquots, miRNAs) read counts, and the machine of each aliquot
     "Read counts of one cohort. Another table, or text among the counts, is a `ValueError`."
     table = read_rda(path)
     if list(table.columns[:2]) != ["machine", "miRNA_ID"]:
         raise ValueError(f"{path.name} is no miRNASeq table (it starts with {', '.join(table.columns[:2])}): "
                          f"fetch it again")
     rows = (table["miRNA_ID"] == "read_count").to_numpy()
-    barcodes = pd.Index(table.index[rows]).str.replace(r"\.\d+$", "", regex=True)     # R numbers repeated row names
+    barcodes = table.index[rows].str.replace(r"\.\d+$", "", regex=True)     # R numbers repeated row names
     counts = np.full((rows.sum(), table.shape[1] - 2), np.nan, np.float32)
-    for place, (name, column) in enumerate(table.iloc[rows, 2:].items()):
+    for place, (name, column) in enumerate(table.iloc[rows, 2:].astype("category").items()):
         levels = pd.to_numeric(pd.Series(column.cat.categories), errors="coerce").to_numpy(np.float32)
         counts[:, place] = np.append(levels, np.nan)[column.cat.codes]
         if np.isnan(counts[:, place]).any():
             wrong = column[np.isnan(counts[:, place])]
-            raise ValueError(f"{path.name} has {str(wrong.iloc[0])!r} instead of a count in {wrong.index[0]!r}, {name!r}: "
-                             f"fetch it again")
+            raise ValueError(f"{path.name} has {str(wrong.iloc[0])!r} instead of a count in {wrong.index[0]!r}, "
+                             f"{name!r}: fetch it again")
     machine = table.loc[rows, "machine"].astype(object).set_axis(barcodes)
     return pd.DataFrame(counts, barcodes, table.columns[2:]), machine
 
@@ -147,10 +164,11 @@ def _build_mirna(folder:Path, tables:Path) -> dict:
     counts, facts = counts.iloc[rows], facts.iloc[rows]
     obs = annotate_tcga(counts.index, pd.Index(facts["project"]), tables)
     obs = obs.assign(machine=facts["machine"].astype("category").to_numpy(), aliquot=counts.index).set_index("sample")
-    removed = f"{(~kept).sum()} samples of {' and '.join(LEFT_OUT)} and {kept.sum() - len(rows)} shallower runs left out"
+    removed = (f"{(~kept).sum()} samples of {' and '.join(LEFT_OUT)} and {kept.sum() - len(rows)} shallower runs "
+               f"left out")
     uns = {"units": "counts", "labels": LABELS, "provenance": {
-        "source": "RTCGA.miRNASeq at 9b92779, Broad Firehose 2015-11-01", "values": "read counts of mature and precursor "
-        "names as published; NaN where a cohort did not measure the miRNA", "samples": removed}}
+        "source": "RTCGA.miRNASeq at 9b92779, Broad Firehose 2015-11-01", "samples": removed,
+        "values": "read counts of mature and precursor names as published; NaN where a cohort did not measure one"}}
     return dict(obs=obs, var=pd.DataFrame(index=pd.Index(counts.columns.astype(str))), uns=uns,
                 blocks=[counts.to_numpy(np.float32)])
 
@@ -197,11 +215,13 @@ def _build_mrna(folder:Path, tables:Path) -> dict:
                 raise ValueError(f"{path.name} lists other genes than {paths[0].name}: fetch all from one release")
             yield counts
     barcodes = samples[paths[0]].append([samples[path] for path in paths[1:]])
-    projects = np.repeat([path.name.split(".")[0].removeprefix("TCGA-") for path in paths], [*map(len, samples.values())])
-    var = pd.DataFrame({"ensembl": genes.str.replace(r"\.\d+", "", regex=True).to_numpy()}, index=pd.Index(genes.to_numpy()))
+    names = [path.name.split(".")[0].removeprefix("TCGA-") for path in paths]
+    projects = pd.Index(np.repeat(names, [len(samples[path]) for path in paths]))
+    ensembl = genes.str.replace(r"\.\d+", "", regex=True)          # without version
+    var = pd.DataFrame({"ensembl": ensembl.to_numpy()}, index=pd.Index(genes.to_numpy()))
     uns = {"units": "counts", "labels": LABELS, "provenance": {
         "source": "UCSC Xena GDC hub, STAR counts", "values": "2^x - 1, whole numbers"}}
-    return dict(obs=annotate_tcga(barcodes, pd.Index(projects), tables), var=var, uns=uns, blocks=blocks())
+    return dict(obs=annotate_tcga(barcodes, projects, tables), var=var, uns=uns, blocks=blocks())
 
 @register_dataset("tcga")
 def _load_mrna(folder:Path|None):

@@ -34,14 +34,16 @@ SHARED_DATA = Path(os.environ.get("SSL_EXPR_TEST_DATA", REPOSITORY.parent/"share
 
 
 def pytest_configure(config: pytest.Config):
-    config.addinivalue_line("markers", "real_data: reads the original public files, from ../shared/data or SSL_EXPR_TEST_DATA")
+    where = "../shared/data or SSL_EXPR_TEST_DATA"
+    config.addinivalue_line("markers", f"real_data: reads the original public files, from {where}")
 
 
 def pytest_terminal_summary(terminalreporter):
     "One line that says whether the tests on the original files ran."
-    def on_files(kind): return [report for report in terminalreporter.getreports(kind) if "real_data" in report.keywords]
-    ran = [report for report in on_files("passed") + on_files("failed") if report.when == "call"]
-    terminalreporter.write_line(f"tests on the original public files: {len(ran)} ran, {len(on_files('skipped'))} skipped")
+    def count(*kinds):
+        return sum("real_data" in report.keywords for kind in kinds for report in terminalreporter.getreports(kind))
+    ran, skipped = count("passed", "failed"), count("skipped")
+    terminalreporter.write_line(f"tests on the original public files: {ran} ran, {skipped} skipped")
 
 
 class StudyCopy:
@@ -91,7 +93,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def real_data(cache: Path) -> Path:
     "The folder of original files; where there is none the test is skipped, or fails if it is required."
     if not SHARED_DATA.is_dir():
-        if os.environ.get("SSL_EXPR_REQUIRE_DATA"): pytest.fail(f"the original files are required and not at {SHARED_DATA}")
+        if os.environ.get("SSL_EXPR_REQUIRE_DATA"):
+            pytest.fail(f"the original files are required and not at {SHARED_DATA}")
         pytest.skip("no original files: put them into ../shared/data or name their folder in SSL_EXPR_TEST_DATA")
     return SHARED_DATA
 

@@ -163,7 +163,17 @@ def test_units_are_guessed_with_a_reason_and_a_statement_overrules(tmp_path, val
     (tmp_path/"mine.csv").write_text(f"id,A,B\ns1,{values}\n")
     guessed = load(tmp_path/"mine.csv")
     assert guessed.uns["units"] == units and guessed.uns["provenance"]["units"].startswith("guessed")
-    assert load(tmp_path/"mine.csv", units="TPM").uns["units"] == "TPM"
+    if not values.startswith("-"): assert load(tmp_path/"mine.csv", units="tpm").uns["units"] == "TPM"
+
+
+def test_units_may_be_spelled_freely_and_are_converted_or_refused(tmp_path):
+    (tmp_path/"mine.csv").write_text("id,A,B\ns1,1.5,-2\ns2,0,1\n")
+    with pytest.raises(ValueError, match="value -2 in sample 's1', gene 'B'"): load(tmp_path/"mine.csv", units="TPM")
+    (tmp_path/"mine.csv").write_text("id,A,B\ns1,0.693147,0\ns2,0,1.098612\n")
+    data = load(tmp_path/"mine.csv", units="ln(TPM + 1)")
+    assert data.uns["units"] == "log2(TPM+1)"
+    np.testing.assert_allclose(data.X, [[1, 0], [0, np.log2(3)]], atol=1e-5)
+    with pytest.raises(ValueError, match="unknown units .furlongs."): load(tmp_path/"mine.csv", units="furlongs")
 
 
 @pytest.mark.parametrize("units, change", {

@@ -81,7 +81,10 @@ class Answer(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
             if start >= len(body): return self.finish_head(416, {"Content-Length": "0"})
         part = body[start:]
-        if trouble in ("chunked", "endless"): headers["Transfer-Encoding"] = "chunked"
+        if trouble == "elsewhere" and code == 206:
+            part = body[start - 1024:]
+            headers["Content-Range"] = f"bytes {start - 1024}-{len(body) - 1}/{len(body)}"
+        if trouble in ("chunked", "endless", "short"): headers["Transfer-Encoding"] = "chunked"
         elif trouble == "silent": headers["Connection"] = "close"
         else: headers["Content-Length"] = str(len(part))
         self.finish_head(code, headers)
@@ -93,12 +96,12 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send(self, part, trouble) -> int:
-        if trouble in ("chunked", "endless"):
-            for piece in [part] * (50 if trouble == "endless" else 1):
+        if trouble in ("chunked", "endless", "short"):
+            for piece in {"endless": [part]*50, "short": [part[:HALF]]}.get(trouble, [part]):
                 self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             self.wfile.write(b"0\r\n\r\n")
-        elif trouble in ("cut", "stall"):
-            part = part[:HALF]
+        elif trouble in ("cut", "cut early", "stall"):
+            part = part[:5120 if trouble == "cut early" else HALF]
             self.wfile.write(part)
             self.wfile.flush()
             if trouble == "stall": self.server.release.wait(PATIENCE)
@@ -272,11 +275,23 @@ def test_a_server_without_ranges_sends_all_of_it_again(demo, publisher):
 
 
 def test_a_part_that_begins_elsewhere_is_not_appended(demo, publisher):
-    demo.describe(sha256=None)
-    publisher.troubles = ["cut", lambda: publisher.headers.update({"Content-Range": "bytes 0-9/10"})]
-    publisher.ranges = False
+    demo.describe(size=None, sha256=None)
+    publisher.troubles = ["cut", "elsewhere"]
     demo.fetch()
-    assert demo.file.read_bytes() == CONTENT
+    assert demo.file.read_bytes() == CONTENT and publisher.asked() == ["", f"bytes={HALF}-", ""]
+
+
+def test_an_answer_that_ends_in_good_order_but_early_is_continued(demo, publisher):
+    demo.describe(sha256=None)
+    publisher.troubles = ["short"]
+    demo.fetch()
+    assert demo.file.read_bytes() == CONTENT and publisher.asked() == ["", f"bytes={HALF}-"]
+
+
+def test_a_large_file_survives_more_broken_lines_than_tries_as_long_as_each_brings_more(demo, publisher):
+    publisher.troubles = ["cut early"]*7
+    demo.fetch()
+    assert demo.file.read_bytes() == CONTENT and len(publisher.requests) == 8
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -292,6 +307,7 @@ def test_a_file_that_changed_between_two_tries_is_not_glued_together(demo, publi
     demo.fetch()
     assert demo.file.read_bytes() == CONTENT
     if not tags and not known: assert publisher.asked() == ["", ""]
+    if tags and honest: assert publisher.asked() == ["", f"bytes={HALF}-"]
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_stays(demo, publisher):
@@ -354,7 +370,8 @@ def test_a_finished_transfer_without_its_name_costs_no_request(demo, publisher):
     assert demo.file.read_bytes() == CONTENT and len(publisher.requests) == 2
 
 
-def test_the_bar_shows_bytes_rate_and_remaining_time(demo, capsys):
+def test_the_bar_shows_bytes_rate_and_remaining_time_to_whoever_watches(demo, capsys, monkeypatch):
+    monkeypatch.setattr(download_module, "someone_watches", lambda: True)
     fetch("demo", progress=True)
     shown = capsys.readouterr().err
     assert "demo 1/1 table.tsv" in shown and "40.0k" in shown and "B/s" in shown and "<" in shown
@@ -409,6 +426,12 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_the_part_is_kept(demo, monk
     monkeypatch.setattr(download_module, "tqdm", FullAtHalf)
     demo.refuses(OSError, "disk is full", str(demo.cache), "free some space")
     assert demo.arriving.stat().st_size == HALF
+
+
+def test_a_cache_that_cannot_be_one_is_told(demo, publisher):
+    demo.cache.write_text("a file")
+    with pytest.raises(OSError, match="a file stands where a folder should be"): demo.fetch()
+    assert publisher.requests == []
 
 
 # Names
@@ -491,14 +514,17 @@ def test_a_missing_file_or_folder_is_named(demo, folder):
 
 
 def test_a_link_out_of_the_folder_is_copied_as_content_and_a_circle_of_links_ends(demo, folder, tmp_path):
+    demo.describe(size=None, sha256=None)
     real = tmp_path/"elsewhere"
     real.mkdir()
     (folder/"deep"/"down"/"table.tsv").rename(real/"table.tsv")
     (folder/"link").symlink_to(real)
     (real/"circle").symlink_to(folder)
     (folder/"broken").symlink_to(tmp_path/"nothing")
+    (folder/"deep"/"table.tsv").symlink_to(real/"table.tsv")
     demo.fetch(folder)
     assert demo.file.read_bytes() == CONTENT and not demo.file.is_symlink()
+    assert len(list(fetch_module._lying_in(folder))) == 2  # each folder is visited once
     (real/"table.tsv").write_bytes(b"changed later")
     assert demo.file.read_bytes() == CONTENT
 
@@ -587,6 +613,9 @@ def test_what_a_folder_holds_is_the_data_set_and_is_remembered(demo, publisher, 
     assert (place/"brain-counts.tsv.pin.json").is_file() and demo.fetch() == place and publisher.requests == []
     (place/"brain-counts.tsv").unlink()
     assert data(demo.fetch())["brain-counts.tsv"] == b"brain"
+    (place/"brain-counts.tsv").unlink()
+    shutil.rmtree(many)
+    with pytest.raises(FileNotFoundError, match="some does not hold brain-counts.tsv: put it there$"): demo.fetch()
 
 
 def test_the_same_call_means_the_same_files_whatever_was_fetched_before(demo, publisher, many, tmp_path):
@@ -598,6 +627,12 @@ def test_the_same_call_means_the_same_files_whatever_was_fetched_before(demo, pu
     assert data(demo.fetch(tmp_path/"one")) == {"lung-counts.tsv": b"lung"}
     assert demo.fetch("public") == everything == demo.fetch()
     assert data(everything) == {"liver-counts.tsv": b"liver", "lung-counts.tsv": b"lung"}
+
+
+def test_a_folder_that_has_not_changed_is_not_read_again(demo, many, monkeypatch):
+    demo.fetch(many)
+    monkeypatch.setattr(fetch_module, "_digest", lambda path: pytest.fail(f"{path} was read"))
+    demo.fetch(many)
 
 
 def test_a_listed_file_is_checked_and_another_one_held_to_its_pin(demo, many):

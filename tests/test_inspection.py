@@ -140,7 +140,7 @@ def test_labels_units_and_annotations_are_passed_on(tmp_path):
     data.to_df().T.to_csv(tmp_path/"mine.tsv", sep="\t")
     data.obs[["truth"]].to_csv(tmp_path/"labels.csv")
     report = inspect_file(tmp_path/"mine.tsv", ["truth"], tmp_path/"labels.csv", "RSEM")
-    assert report.verdict == "ready" and report.facts["units"] == "RSEM (stated by the user)"
+    assert report.verdict == "ready" and report.facts["units"] == "RSEM (stated as RSEM)"
     assert "rows are genes" in report.facts["orientation"] and "100 of 100 samples" in report.facts["annotations"]
 
 

@@ -441,7 +441,7 @@ def test_a_log_gets_about_ten_lines_with_loss_spread_and_rank(capsys):
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
-    monkeypatch.setattr(module, "_someone_watches", lambda: True)
+    monkeypatch.setattr(module, "someone_watches", lambda: True)
     brief(fresh(), progress=True)
     shown = capsys.readouterr()
     assert "4/4" in shown.err and "spread" in shown.err and not shown.out
