@@ -275,9 +275,10 @@ def parser()->argparse.ArgumentParser:
         command.set_defaults(function=function)
     profile = dict(default="quick", help="a file name in nbs/profiles (default: quick)")
     cores = dict(type=int, default=0, help="how many at a time (default: all cores)")
-    add("fetch", fetch_files, "bring a public data set into the cache, checked", dataset=dict(help="such as tcga-mirna"),
-        **{"from": dict(dest="source", default=None, metavar="FOLDER", help="a folder or http address to use instead "
-                        "of the network (default: SSL_EXPR_MIRROR, if set)")})
+    source = dict(dest="source", default=None, metavar="FOLDER", help="a folder or http address to use instead of the "
+                  "network, or `public` (default: SSL_EXPR_MIRROR, if set)")
+    add("fetch", fetch_files, "bring a public data set into the cache, checked",
+        dataset=dict(help="such as tcga-mirna"), **{"from": source})
     add("check", check_file, "a one-page report on an expression file, and a verdict",
         file=dict(help="expression file, or the folder of a 10x-style matrix"),
         label=dict(default="", help="column to predict"),

@@ -88,7 +88,8 @@ def classes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "How many samples of each class, site and batch there are, in all and in each part of the first split."
     from ssl_expr.data import load
     data = load_prepared(repository()/runs[0].target)
-    asked = {name: plan.profile["prepare"][name] for name in ("units", "annotations") if plan.profile["prepare"].get(name)}
+    given = plan.profile["prepare"]
+    asked = {name: given[name] for name in ("units", "annotations") if given.get(name)}
     obs = load(plan.profile["dataset"], **asked).obs
     parts = {part: set(np.asarray(data.samples)[rows]) for part, rows in vars(data.split).items()}
     columns = [name for name in obs.columns if name != "patient" and obs[name].nunique() <= 50]

@@ -20,17 +20,9 @@ from ssl_expr import fetch as fetch_module
 from ssl_expr.download import RemoteFile
 from ssl_expr.fetch import cache_folder, fetch, sources, usage
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CONTENT = os.urandom(40_000)
 HALF = 20_480  # a whole number of chunks
 PATIENCE = 15  # seconds after which a waiting server or test gives up
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    folder = REPOSITORY.parent/"shared"/"data"
-    if not folder.is_dir(): pytest.skip("no ../shared/data beside the repository")
-    return folder
 
 
 class Publisher(ThreadingHTTPServer):
@@ -693,18 +685,20 @@ def test_the_shipped_manifest_names_every_data_set_with_licence_and_fixed_addres
             if "githubusercontent" in file.address: assert len(file.address.split("/")[5]) == 40, file.address
 
 
-def test_checksums_of_the_manifest_are_those_of_the_original_files(shared_data):
-    lines = (shared_data/"SHA256SUMS").read_text().splitlines()
-    stated = {Path(path).name: (digest, (shared_data/path).stat().st_size) for digest, path in map(str.split, lines)}
+@pytest.mark.real_data
+def test_checksums_of_the_manifest_are_those_of_the_original_files(real_data):
+    lines = (real_data/"SHA256SUMS").read_text().splitlines()
+    stated = {Path(path).name: (digest, (real_data/path).stat().st_size) for digest, path in map(str.split, lines)}
     files = [file for source in sources().values() for file in source.files if file.sha256]
     listed = {file.name: (file.sha256, file.size) for file in files}
     assert len(listed) == 34 + 2 + 26 and listed.items() <= stated.items()
 
 
+@pytest.mark.real_data
 @pytest.mark.parametrize("name, n_files", [("tcga-mirna", 34), ("rnaseqdb", 26)])
-def test_real_data_sets_are_fetched_from_a_folder(shared_data, tmp_path, monkeypatch, name, n_files):
+def test_real_data_sets_are_fetched_from_a_folder(real_data, tmp_path, monkeypatch, name, n_files):
     monkeypatch.setenv("SSL_EXPR_CACHE", str(tmp_path/"cache"))
-    place = fetch(name, shared_data, progress=False)
+    place = fetch(name, real_data, progress=False)
     assert place == tmp_path/"cache"/name
     used = usage().set_index("data set")["files"]
     assert used[name] == n_files and (name != "tcga-mirna" or used["tcga-labels"] == 2)

@@ -12,8 +12,6 @@ from anndata import AnnData
 from ssl_expr.data import load, toy
 from ssl_expr.genes import KINDS, align_genes, kind_of, known_genes, rename_genes, shared_genes
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-RNASEQDB = REPOSITORY.parent/"shared"/"data"/"rnaseqdb"/"expected_count"
 MAPPING = Path(str(files("ssl_expr")))/"datasets"/"genes.parquet"
 SHA256 = "8da34e44adc8b03d6c827ef9f5473799fb5a1ae588de9a0a5d6c6ff48385ea35"
 FAMOUS = {"symbol": ["TP53", "KRAS", "MIR21"], "entrez": ["7157", "3845", "406991"],
@@ -329,9 +327,9 @@ def test_symbols_and_numbers_of_coadread_agree(coadread):
     assert len(rename_genes(coadread[:1], "symbol", "first")[1].contradicted) == differ
 
 
-@pytest.mark.skipif(not RNASEQDB.is_dir(), reason="original files of RNAseqDB are not in ../shared/data")
-def test_symbols_and_numbers_of_rnaseqdb_agree_but_for_families_of_like_genes(coadread):
-    file = sorted(RNASEQDB.glob("*.txt.gz"))[0]
+@pytest.mark.real_data
+def test_symbols_and_numbers_of_rnaseqdb_agree_but_for_families_of_like_genes(coadread, real_data):
+    file = sorted(real_data.rglob("*-rsem-count-*.txt.gz"))[0]
     pairs = pd.read_csv(file, sep="\t", usecols=["Hugo_Symbol", "Entrez_Gene_Id"], dtype=str)
     symbols, numbers = pairs["Hugo_Symbol"].str.strip(), pairs["Entrez_Gene_Id"].str.strip()
     both, differ = agreement(symbols, numbers)
