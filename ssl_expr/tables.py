@@ -83,42 +83,49 @@ def _assemble(
     rows, columns = _clean(table.rows, "rows", table.notes), _clean(table.columns, "columns", table.notes)
     direction, why = (orientation, "as stated") if orientation != "auto" else \
         detect_orientation(rows, columns, table.corner.strip(), labels, samples)
-    if direction == "samples": text = [j for j, column in enumerate(columns) if annotates(column, labels)]
-    else:
-        known = [column.lower() in GENE_COLUMNS for column in [*columns, ""]]
-        text = list(range(known.index(False) if leading is None else leading))
-    kept = [j for j in range(len(columns)) if j not in set(text)]
-    names, misplaced = [columns[j] for j in kept], [row for row in rows if annotates(row, labels)]
-    if direction == "genes" and misplaced:
-        raise ValueError(f"{path} has {misplaced[0]!r} among its genes: put annotations of samples into a second file "
-                         "and name it as `annotations`")
-    genes, ids = (names, rows) if direction == "samples" else (rows, names)
-    check_names(pd.Index(columns), "gene" if direction == "samples" else "sample", str(path))
-    _refuse_values_as_names(table.corner, rows, path)
+    turned = direction == "genes"
+    text = _text_columns(path, rows, columns, labels, turned, leading)
     frame = table.cells(text)
     notes = pd.DataFrame({columns[j]: frame.iloc[:, j].to_numpy() for j in text})
-    if direction == "genes": genes = _gene_names(genes, notes, table, path)
-    for group, what in ((genes, "gene"), (ids, "sample")): check_names(pd.Index(group), what, str(path))
+    kept = [j for j in range(len(columns)) if j not in set(text)]
+    if turned: rows = _gene_names(rows, notes, table)
+    genes, ids = (rows, [columns[j] for j in kept])[::1 if turned else -1]
+    for names, what in ((genes, "gene"), (ids, "sample")): check_names(pd.Index(names), what, str(path))
     _refuse_dates(genes, path)
-    def where(row:int, column:int) -> str:
-        return place_of(*((row, column) if direction == "samples" else (column, row)), genes, ids)
-    X = _numbers(frame.iloc[:, kept], where, path)
-    X = X if direction == "samples" else np.ascontiguousarray(X.T)
-    adata = anndata.AnnData(X, pd.DataFrame(index=pd.Index(ids)), pd.DataFrame(index=pd.Index(genes)))
-    for column in notes:
-        if direction == "samples": adata.obs[column.removeprefix("label:")] = notes[column].to_numpy()
-        else: adata.var[GENE_COLUMNS.get(column.lower(), column)] = notes[column].to_numpy()
-    adata.uns["provenance"] = {"orientation": in_words(direction, why)} | \
-        ({"reading": "; ".join(table.notes)} if table.notes else {})
+    def place(row:int, column:int) -> str:
+        return place_of(column, row, genes, ids) if turned else place_of(row, column, genes, ids)
+    X = _numbers(frame.iloc[:, kept], place, path)
+    adata = anndata.AnnData(np.ascontiguousarray(X.T) if turned else X, pd.DataFrame(index=pd.Index(ids)),
+                            pd.DataFrame(index=pd.Index(genes)))
+    _keep_notes(adata, notes, turned)
+    reading = {"reading": "; ".join(table.notes)} if table.notes else {}
+    adata.uns["provenance"] = {"orientation": in_words(direction, why)} | reading
     return adata
 
-def _refuse_values_as_names(corner:str, rows:Sequence[str], path:Path) -> None:
+def _text_columns(path:Path, rows:list[str], columns:list[str], labels:Sequence[str], turned:bool,
+                  leading:int|None) -> list[int]:
+    "Positions of the columns that annotate samples or, in a table with genes in rows (`turned`), genes."
+    plain = [column.removeprefix("label:") for column in columns]
+    check_names(pd.Index(plain), "sample" if turned else "gene", str(path))
     values = [name for name in rows if re.fullmatch(r"-?\d+\.\d*[1-9]\d*", name)]
     if len(values) > len(rows)/2:
-        raise ValueError(f"{path} has numbers such as {values[0]} in its first column ({corner!r}) where names belong: "
-                         "write the names of the rows there")
+        raise ValueError(f"{path} has numbers such as {values[0]} in its first column where names belong: write the "
+                         "names of the rows there")
+    if not turned: return [j for j, column in enumerate(columns) if annotates(column, labels)]
+    misplaced = [row for row in rows if annotates(row, labels)]
+    if misplaced: raise ValueError(f"{path} has {misplaced[0]!r} among its genes: put annotations of samples into a "
+                                   "second file and name it as `annotations`")
+    known = [column.lower() in GENE_COLUMNS for column in [*columns, ""]]
+    return list(range(known.index(False) if leading is None else leading))
 
-def _gene_names(names:Sequence[str], notes:pd.DataFrame, table:Table, path:Path) -> list[str]:
+def _keep_notes(adata:anndata.AnnData, notes:pd.DataFrame, turned:bool) -> None:
+    "Annotations of a table beside the samples or, if it was `turned`, the genes they belong to."
+    for column in notes:
+        name = GENE_COLUMNS.get(column.lower(), column) if turned else column.removeprefix("label:")
+        if turned: adata.var[column if name in adata.var else name] = notes[column].to_numpy()
+        else: adata.obs[name] = notes[column].to_numpy()
+
+def _gene_names(names:Sequence[str], notes:pd.DataFrame, table:Table) -> list[str]:
     "The first column, or, where that is incomplete or repeats names, the first other column of names that does not."
     if "" not in names and len(set(names)) == len(names): return list(names)
     for column in notes:
