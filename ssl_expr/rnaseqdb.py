@@ -37,7 +37,7 @@ def read_counts(
     bad = ~(numbers >= 0).to_numpy()
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        raise ValueError(f"{path.name} has {table.iat[row, column + 2]!r} instead of a count in gene "
+        raise ValueError(f"{path.name} has {str(table.iat[row, column + 2])!r} instead of a count in gene "
                          f"{table.iat[row, 0]!r}, sample {numbers.columns[column]!r}: fetch it again")
     genes = pd.MultiIndex.from_frame(table.iloc[:, :2])
     return pd.DataFrame(numbers.to_numpy(np.float32).T, numbers.columns, genes)

@@ -145,7 +145,10 @@ def test_files_in_another_gene_order_are_aligned_and_their_names_become_annotati
 
 
 @pytest.mark.parametrize("name, change, said", [
-    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", "-1.5"), "'TP53'"),
+    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", "-1.5"), "has '-1.5' instead of a count in gene 'TP53'"),
+    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", "much"), "'much' instead of a count"),
+    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", ""), "has 'nan' instead of a count"),
+    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("MYC", "TP53"), "names a gene twice"),
     ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("Entrez", "Other"), "Hugo_Symbol, Entrez_Gene_Id"),
     ("xyz-rsem-count-tcga.txt.gz", lambda text: text, "is not named"),
     ("liver-rsem-count-gtex.txt.gz", lambda text: text, "no GTEx id")])
@@ -156,6 +159,24 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path, tables, name, chang
     assert said in str(refusal.value) and str(refusal.value).startswith(name)
 
 
+def test_a_sample_in_two_files_is_kept_once_and_a_gene_without_number_has_none(tmp_path, tables):
+    rows = [("TP53", 7157, [1]), ("NEW", 0, [2])]
+    for name in ("coad-rsem-count-tcga", "read-rsem-count-tcga"):
+        write_gzip(tmp_path/f"{name}.txt.gz", expected_counts(["TCGA-AA-0001-11A-1"], rows))
+    parts = rnaseqdb._build(tmp_path, tables)
+    np.testing.assert_array_equal(parts["blocks"][0], [[1, 2]])
+    assert parts["obs"]["organ"].tolist() == ["colon"] and parts["var"]["entrez"].tolist() == ["7157", ""]
+
+
+@pytest.mark.parametrize("rows", [[("TP53", 7157, [1])], [("TP53", 7157, [1]), ("MYC", 4609, [2])]])
+def test_files_with_other_genes_are_refused(tmp_path, tables, rows):
+    write_gzip(tmp_path/"coad-rsem-count-tcga.txt.gz",
+               expected_counts(["TCGA-AA-0001-11A-1"], [("TP53", 7157, [1]), ("NEW", 0, [2])]))
+    write_gzip(tmp_path/"liver-rsem-count-gtex.txt.gz", expected_counts(["GTEX-S32W-1126-SM-4AD5V"], rows))
+    with pytest.raises(ValueError, match="^liver-rsem-count-gtex.txt.gz lists other genes than coad"):
+        rnaseqdb._build(tmp_path, tables)
+
+
 # archs4
 
 def small_archs4(path: Path, n_genes=20, n_samples=30, chunk=7, seed=0):
@@ -164,7 +185,9 @@ def small_archs4(path: Path, n_genes=20, n_samples=30, chunk=7, seed=0):
     counts = rng.poisson(30, (n_genes, n_samples)).astype("uint32")
     counts[0, 0] = 3_000_000
     texts = [f"tissue: {archs4.KEYWORDS[i % 19].title()}" for i in range(n_samples)]
-    texts[3], texts[5] = "tissue: brain, lung", "cell type: HeLa"
+    sources = ["a sample"]*n_samples
+    texts[3], texts[4], texts[5], texts[8] = "tissue: brain, lung", "organ: lung", "tissue: HeLa", "organ: skin"
+    sources[8] = "Some Tissue"
     single = np.where(np.arange(n_samples) % 10 == 9, 0.8, 0.1)
     with h5py.File(path, "w") as file:
         file.create_dataset("data/expression", data=counts, chunks=(n_genes, chunk), compression="gzip")
@@ -174,16 +197,17 @@ def small_archs4(path: Path, n_genes=20, n_samples=30, chunk=7, seed=0):
         meta["geo_accession"] = [f"GSM{i}" for i in range(n_samples)]
         meta["series_id"] = [f"GSE{i//4},GSE9{i}" for i in range(n_samples)]
         meta["characteristics_ch1"], meta["singlecellprobability"] = texts, single
-        meta["source_name_ch1"], meta["title"] = ["some tissue"]*n_samples, ["a title"]*n_samples
-    return counts, texts, single
+        meta["source_name_ch1"], meta["title"] = sources, ["a title"]*n_samples
+    return counts, single
 
 
 def test_archs4_takes_bulk_samples_with_a_keyword_and_groups_them_by_series(folder):
-    counts, texts, single = small_archs4(folder/"human_gene_v2.2.h5")
+    counts, single = small_archs4(folder/"human_gene_v2.2.h5")
     data = load("archs4", folder)
-    chosen = [i for i in range(30) if single[i] < 0.5 and texts[i] != "cell type: HeLa"]
+    chosen = [i for i in range(30) if single[i] < 0.5 and i not in (4, 5)]     # of 4 nobody says tissue, of 5 which
     assert list(data.obs_names) == [f"GSM{i}" for i in chosen]
     assert list(data.obs["patient"]) == [f"GSE{i//4}" for i in chosen]
+    assert list(data.var_names[:2]) == ["ENSG00000000000", "ENSG00000000001"] and data.var["symbol"].iloc[1] == "G1"
     assert type(data.X) is np.memmap and data.X.dtype == np.float16 and data.uns["units"] == "log2(counts+1)"
     truth = counts[:, chosen].T.astype(float)
     half_spacing = np.spacing(np.log2(truth + 1).astype(np.float16)).astype(float)/2
@@ -202,8 +226,8 @@ def test_a_sample_with_two_tissues_keeps_the_first_and_is_refused_by_the_strict_
 
 @pytest.mark.parametrize("chunk, size", [(1, 1), (7, 3), (7, 512), (30, 4)])
 def test_columns_are_read_in_order_whatever_the_chunks(tmp_path, chunk, size):
-    counts, _, _ = small_archs4(tmp_path/"a.h5", chunk=chunk)
-    columns = np.array([0, 2, 6, 7, 13, 14, 28, 29])
+    counts, _ = small_archs4(tmp_path/"a.h5", chunk=chunk)
+    columns = np.array([8, 9, 13, 14, 20, 21, 28, 29])
     with h5py.File(tmp_path/"a.h5") as file:
         blocks = list(archs4.column_blocks(file["data/expression"], columns, size))
     np.testing.assert_allclose(np.concatenate(blocks), np.log2(counts[:, columns].T + 1.0), rtol=1e-6)
@@ -215,6 +239,17 @@ def test_an_archs4_file_without_a_field_is_refused_by_its_name(folder, field):
     with h5py.File(folder/"human_gene_v2.2.h5", "r+") as file: del file[field]
     with pytest.raises(ValueError, match=f"human_gene_v2.2.h5 has no field {field}: it is no ARCHS4"):
         load("archs4", folder)
+
+
+def test_an_archs4_file_whose_parts_do_not_fit_or_that_has_no_tissue_is_refused(folder):
+    small_archs4(folder/"human_gene_v2.2.h5")
+    with h5py.File(folder/"human_gene_v2.2.h5", "r+") as file:
+        file["meta/samples/singlecellprobability"][:] = 0.9
+    with pytest.raises(ValueError, match="no bulk sample of a known tissue"): archs4._build(folder)
+    with h5py.File(folder/"human_gene_v2.2.h5", "r+") as file:
+        del file["meta/genes/symbol"]
+        file["meta/genes/symbol"] = ["G1"]
+    with pytest.raises(ValueError, match="a matrix of .20, 30. for 1 genes x 30 samples"): archs4._build(folder)
 
 
 def test_a_file_that_is_no_hdf5_is_refused(folder):
@@ -313,11 +348,12 @@ def test_of_three_rows_of_an_aliquot_the_read_counts_are_kept(tmp_path):
     assert machine.to_dict() == dict.fromkeys(samples, "Illumina HiSeq")
 
 
-def test_text_among_the_counts_is_refused_by_its_place(tmp_path):
+@pytest.mark.parametrize("cell, shown", [("many", "many"), (None, "nan")])
+def test_a_cell_without_a_number_is_refused_by_its_place(tmp_path, cell, shown):
     table = mirna_table(["TCGA-AA-0001-01A-11R"], {"let-7": [3]})
-    table["let-7"] = pd.Categorical(["many", "0.3", "N"])
+    table["let-7"] = pd.Categorical([cell, "0.3", "N"])
     path = write_rda(tmp_path/"COAD.miRNASeq.rda", table)
-    with pytest.raises(ValueError, match="'many' instead of a count in 'TCGA-AA-0001-01A-11R', 'let-7'"):
+    with pytest.raises(ValueError, match=f"'{shown}' instead of a count in 'TCGA-AA-0001-01A-11R', 'let-7'"):
         tcga.read_cohort(path)
 
 
