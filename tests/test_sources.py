@@ -145,7 +145,7 @@ def test_files_in_another_gene_order_are_aligned_and_their_names_become_annotati
 
 
 @pytest.mark.parametrize("name, change, said", [
-    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", "-1.5"), "has '-1.5' instead of a count in gene 'TP53'"),
+    ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", "-2"), "'-2.0' instead of a count in gene 'TP53"),
     ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", "much"), "'much' instead of a count"),
     ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("1.50", ""), "has 'nan' instead of a count"),
     ("coad-rsem-count-tcga.txt.gz", lambda text: text.replace("MYC", "TP53"), "names a gene twice"),
