@@ -25,7 +25,7 @@ from .checks import check_matrix
 from .genes import Coverage, align_genes
 from .nets import Encoder, embed, seeded
 from .objective import build
-from .preprocess import DepthNormalise, Log2, ZScore, preprocessor
+from .preprocess import DepthNormalise, Log2, UndoLog2, ZScore, preprocessor
 from .pretrain import COLUMNS, pretrain
 from .files import read_json, write_atomic
 from .storage import load_tensors, save_tensors, tensor_digest
@@ -46,7 +46,7 @@ def _units(X)->str|None:
     return None if units is None else str(units)
 
 # %% ../nbs/60_estimator.ipynb #cell-08
-STEPS = {"DepthNormalise": DepthNormalise, "Log2": Log2} # of one sample, with nothing learned
+STEPS = {"UndoLog2": UndoLog2, "DepthNormalise": DepthNormalise, "Log2": Log2} # of one sample, with nothing learned
 
 def log_steps(
     units:str|None, # of the values: counts, TPM, FPKM, ..., log2(...)
@@ -54,7 +54,7 @@ def log_steps(
     "What takes values in `units` to a log scale; one warning when the units are unknown."
     try:
         steps = preprocessor("strict", str(units)).steps
-        return [type(step).__name__ for name, step in steps if name in ("depth", "log")]
+        return [type(step).__name__ for name, step in steps if name in ("unlog", "depth", "log")]
     except ValueError:
         stated = "are not stated" if units is None else f"are {units!r}, which are unknown"
         warnings.warn(f"The units of these data (uns['units']) {stated}: the values are taken as they are, which is "

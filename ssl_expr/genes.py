@@ -17,6 +17,8 @@ from anndata import AnnData
 import numpy as np
 import pandas as pd
 
+from .data import LINEAR
+
 # %% ../nbs/07_genes.ipynb #cell-06
 KINDS = {"ensembl": "Ensembl ids", "entrez": "Entrez numbers", "symbol": "symbols", "mirna": "miRBase names"}
 _former = {"symbol": "previous_symbol", "mirna": "previous_mirna"}     # the kinds whose names are renewed
@@ -134,7 +136,6 @@ def _renamed(
     return new, ((rows >= 0) & (rows != row)).any(0)
 
 # %% ../nbs/07_genes.ipynb #cell-24
-_linear = ("counts", "TPM", "FPKM", "RPM", "CPM", "RSEM")
 DUPLICATES = ("refuse", "sum", "mean", "first")
 
 def _merged(
@@ -161,7 +162,7 @@ def _refuse_duplicates(merged:dict[str, tuple[str, ...]], duplicates:str, units:
     if duplicates == "refuse":
         raise ValueError(f"{len(old)} genes become {new!r} ({', '.join(old)}; {len(merged)} such cases): say what to "
                          f"do by `duplicates`: 'sum' (not on a log scale), 'mean' or 'first'")
-    if duplicates == "sum" and units not in _linear:
+    if duplicates == "sum" and units not in LINEAR:
         raise ValueError(f"{len(old)} genes become {new!r} ({', '.join(old)}) and values in {units} cannot be added: "
                          f"use duplicates='mean', or undo the logarithm or scaling first")
 

@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 import anndata
 import numpy as np
@@ -20,6 +19,7 @@ import pandas as pd
 from .data import load, matrix_blocks, validate
 from .orientation import detect_orientation
 from .preprocess import preprocessor
+from .genes import kind_of, known_genes
 from .splits import drop_small_classes, make_split
 
 # %% ../nbs/18_inspection.ipynb #cell-07
@@ -111,14 +111,12 @@ def _report_depth(adata:anndata.AnnData, values:_Values, report:Inspection) -> N
                                    "and remove it if it failed")
 
 def _report_genes(adata:anndata.AnnData, values:_Values, report:Inspection) -> None:
-    names, text = list(map(str, adata.var_names)), "no list of known genes to compare with"
-    if find_spec("ssl_expr.genes"):
-        from ssl_expr.genes import kind_of, known_genes
-        kind = kind_of(names)
-        plain = {name.split(".")[0] for name in names} if kind == "ensembl" else set(names)
-        known = len(plain & known_genes(kind)) if kind not in ("unknown", "mirna") else 0
-        text = f"{kind} names" + (f", {known/len(plain):.1%} of them known human genes" if known else "")
-        if kind == "unknown": text = "names of no known kind: of use alone, not beside other data"
+    names = list(map(str, adata.var_names))
+    kind = kind_of(names)
+    plain = {name.split(".")[0] for name in names} if kind == "ensembl" else set(names)
+    known = len(plain & known_genes(kind)) if kind not in ("unknown", "mirna") else 0
+    text = f"{kind} names" + (f", {known/len(plain):.1%} of them known human genes" if known else "")
+    if kind == "unknown": text = "names of no known kind: of use alone, not beside other data"
     constant = int(values.constant.sum())
     report.facts["genes"] = f"{text}; {constant or 'none'} constant"
     if constant > len(names)/2:

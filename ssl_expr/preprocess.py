@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from .store import row_blocks
+from .units import LINEAR, Units, log2_plus_one, parse_units, scale_rows
 
 # %% ../nbs/10_preprocess.ipynb #cell-06
 class _BadValue(ValueError):
@@ -77,19 +78,16 @@ class DepthNormalise(_Step):
 
     def _apply(self, X:np.ndarray) -> np.ndarray:
         _refuse(X < 0, X, "a depth needs counts")
-        depth = np.nansum(X, axis=1, keepdims=True, dtype=np.float64)
-        if (depth == 0).any():
-            raise _BadValue("row {row} has no read at all (depth 0): remove the sample", np.flatnonzero(depth == 0)[0])
-        scaled = X/depth
-        scaled *= self.target
-        return scaled
+        empty = np.flatnonzero(~(X > 0).any(axis=1))
+        if len(empty): raise _BadValue("row {row} has no read at all (depth 0): remove the sample", empty[0])
+        return scale_rows(X, self.target)
 
 class Log2(_Step):
     "log2(x + 1) of every value; stateless. Refuses negative values."
     stateless = True
     def _apply(self, X:np.ndarray) -> np.ndarray:
         _refuse(X < 0, X, "a logarithm needs values from 0 up")
-        return np.log2(X + 1)
+        return log2_plus_one(X)
 
 class UndoLog2(_Step):
     "2**x - 1 of every value: the counts whose log2(x + 1) was stored; stateless. Refuses what is no such logarithm."
@@ -229,7 +227,14 @@ class ZScore(_GeneStep):
     def inverse_transform(self, X) -> np.ndarray: return np.asarray(X)*self.scale_ + self.mean_
 
 # %% ../nbs/10_preprocess.ipynb #cell-29
-_relative = ("TPM", "FPKM", "RPM", "CPM", "RSEM")
+def _understood(units:str) -> Units:
+    "What the numbers are; a `ValueError` for those that no step can start from."
+    try: known = parse_units(units)
+    except ValueError: known = Units("unknown")
+    if known.quantity in (*LINEAR, "x") and str(known) in (known.quantity, f"log2({known.quantity}+1)"): return known
+    scaled = units.lower().replace("-", "").startswith("zscore")
+    advice = "give the values before scaling" if scaled else "state the units"
+    raise ValueError(f"units {units!r} cannot be preprocessed, known are {', '.join(LINEAR)} and log2(...+1): {advice}")
 
 def preprocessor(
     protocol:str="strict",       # strict | paper
@@ -237,17 +242,11 @@ def preprocessor(
     n_genes:int|None=None,       # keep the most variable genes (all if there are fewer), None = all
 )->Pipeline:                     # unfitted; fit it on `splits.fitting_rows`
     "The steps that `protocol` needs for numbers in these units."
-    logged = units.startswith("log2(")
-    if not (logged or units == "counts" or units in _relative):
-        scaled = units.lower().replace("-", "").startswith("zscore")
-        advice = "give the values before scaling" if scaled else "state the units"
-        raise ValueError(f"units {units!r} cannot be preprocessed, known are counts, {', '.join(_relative)} "
-                         f"and log2(...): {advice}")
-    log:list[tuple[str, Any]] = [] if logged else [("log", Log2())]
+    known = _understood(units)
+    log:list[tuple[str, Any]] = [] if known.log else [("log", Log2())]
     if protocol == "strict":
-        depth:list[tuple[str, Any]] = [("depth", DepthNormalise())] if units == "counts" else []
-        if units == "log2(counts+1)":
-            depth, log = [("unlog", UndoLog2()), ("depth", DepthNormalise())], [("log", Log2())]
+        depth:list[tuple[str, Any]] = [("depth", DepthNormalise())] if known.quantity == "counts" else []
+        if depth and known.log: depth, log = [("unlog", UndoLog2()), *depth], [("log", Log2())]
         steps = [*depth, *log,
                  ("genes", GeneFilter(n_top=n_genes)), ("fill", FillMissing()), ("scale", ZScore(clip=True))]
     elif protocol == "paper":

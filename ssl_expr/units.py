@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import anndata
 import numpy as np
 from .checks import place_of
+from .data import LINEAR
 
 # %% ../nbs/09_units.ipynb #cell-06
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ _names = {
     "RPM": "rpm readspermillion readspermillionmirnamapped", "CPM": "cpm countspermillion",
     "x": "x", "z-score": "zscore zscores z standardised standardized", "unknown": "unknown"}
 _quantities = {spelling: name for name, spellings in _names.items() for spelling in spellings.split()}
-_linear = ("counts", "TPM", "FPKM", "RPM", "CPM", "RSEM")
 _pattern = re.compile(r"(log2|log10|log1p|logcpm|ln|log)?\(?(?:([\d.]+)\+)?([a-z]*)(?:\+([\d.]+))?\)?")
 
 def parse_units(
@@ -43,10 +43,10 @@ def parse_units(
     quantity, offset = _quantities.get(name or ("x" if log else "")), before or after
     if log == "log" and quantity:
         raise ValueError(f"units {text!r} do not say which logarithm: write log2(...), ln(...) or log10(...)")
-    if log and quantity in (*_linear, "x") and not (log == "log1p" and offset):
+    if log and quantity in (*LINEAR, "x") and not (log == "log1p" and offset):
         return Units(quantity, "ln" if log == "log1p" else log, _offset(offset))
     if quantity in (None, "x") or log or offset:
-        raise ValueError(f"unknown units {text!r}: known are {', '.join(_linear)}, log2(TPM+1) and so on for each, "
+        raise ValueError(f"unknown units {text!r}: known are {', '.join(LINEAR)}, log2(TPM+1) and so on for each, "
                          f"log2(x+1), z-score, unknown")
     return Units(quantity)
 
@@ -125,7 +125,7 @@ def to_tpm(
     adata:anndata.AnnData,     # FPKM; others than TPM need var["length"], the length of each gene in bases
 )->anndata.AnnData:            # TPM
     "Transcripts per million, over the genes that are there. Without lengths only FPKM can be converted."
-    X, units = _require(adata, "conversion to TPM", tuple(unit for unit in _linear if unit != "TPM"))
+    X, units = _require(adata, "conversion to TPM", tuple(unit for unit in LINEAR if unit != "TPM"))
     if units.quantity == "FPKM":
         return _changed(adata, scale_rows(X), Units("TPM"), "rescaled to a million: FPKM became TPM")
     if "length" not in adata.var:
@@ -154,14 +154,14 @@ def log2(
     adata:anndata.AnnData,     # counts, TPM, FPKM, RPM, CPM or RSEM
 )->anndata.AnnData:            # log2(<unit>+1)
     "Logarithm of every value. A logarithm of a logarithm, of a z-score or of unknown units is a `ValueError`."
-    X, units = _require(adata, "a logarithm", _linear)
+    X, units = _require(adata, "a logarithm", LINEAR)
     return _changed(adata, log2_plus_one(X), Units(units.quantity, "log2"), f"log2(x+1) of {units}")
 
 def unlog(
     adata:anndata.AnnData,     # log2(<unit>+1)
 )->anndata.AnnData:            # <unit>
     "Undo the logarithm. Values that are not logged, or of an unnamed unit, are a `ValueError`."
-    X, units = _require(adata, "undoing the logarithm", _linear, logged=True)
+    X, units = _require(adata, "undoing the logarithm", LINEAR, logged=True)
     return _changed(adata, _linear_values(X, units), Units(units.quantity), f"logarithm undone from {units}")
 
 # %% ../nbs/09_units.ipynb #cell-32

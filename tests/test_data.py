@@ -343,8 +343,7 @@ def test_nothing_but_zeros_is_no_expression():
 
 def test_sources_are_imported_only_when_one_of_their_names_is_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr("ssl_expr.data._SOURCES", ("a_source", "an_absent_one"))
-    monkeypatch.setattr("ssl_expr.data.find_spec", lambda name: name == "ssl_expr.a_source")
+    monkeypatch.setattr("ssl_expr.data._SOURCES", ("a_source",))
     monkeypatch.setattr("ssl_expr.data.import_module", asked.append)
     load("toy")
     assert asked == []
@@ -354,6 +353,25 @@ def test_sources_are_imported_only_when_one_of_their_names_is_asked_for(monkeypa
 
 def test_units_that_contradict_a_named_data_set_are_refused():
     with pytest.raises(ValueError, match="toy says its units are counts, not TPM"): load("toy", units="TPM")
+
+
+@pytest.mark.parametrize("stated, units", [("raw counts", "counts"), ("ln(counts+1)", "log2(counts+1)")])
+def test_units_that_an_h5ad_spells_in_its_own_way_are_understood_and_converted(tmp_path, stated, units):
+    data = toy(20)
+    if units != "counts": data.X = np.log1p(data.X)
+    data.uns["units"] = stated
+    data.write_h5ad(tmp_path/"mine.h5ad")
+    read = load(tmp_path/"mine.h5ad")
+    assert read.uns["units"] == units == load(tmp_path/"mine.h5ad", units=stated).uns["units"]
+    np.testing.assert_allclose(np.exp2(read.X) - 1 if units != "counts" else read.X, toy(20).X, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stated", ["log2(banana+1)", "reads of the week"])
+def test_units_that_nobody_understands_are_refused_with_the_file(tmp_path, stated):
+    data = toy(20)
+    data.uns["units"] = stated
+    data.write_h5ad(tmp_path/"mine.h5ad")
+    with pytest.raises(ValueError, match="mine.h5ad: unknown units .*known are counts"): load(tmp_path/"mine.h5ad")
 
 
 def test_a_file_keeps_its_fingerprint(tmp_path):
