@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ssl_expr import archs4, rnaseqdb, tcga
+from ssl_expr import archs4, gtex, rnaseqdb, tcga
 from ssl_expr.data import datasets, load
 from ssl_expr.prepare import prepare
 
@@ -168,7 +168,9 @@ def test_a_sample_in_two_files_is_kept_once_and_a_gene_without_number_has_none(t
     assert parts["obs"]["organ"].tolist() == ["colon"] and parts["var"]["entrez"].tolist() == ["7157", ""]
 
 
-@pytest.mark.parametrize("rows", [[("TP53", 7157, [1])], [("TP53", 7157, [1]), ("MYC", 4609, [2])]])
+@pytest.mark.parametrize("rows", [
+    [("TP53", 7157, [1])], [("TP53", 7157, [1]), ("MYC", 4609, [2])],
+    [("TP53", 7157, [1]), ("NEW", 0, [2]), ("MYC", 4609, [3])]])
 def test_files_with_other_genes_are_refused(tmp_path, tables, rows):
     write_gzip(tmp_path/"coad-rsem-count-tcga.txt.gz",
                expected_counts(["TCGA-AA-0001-11A-1"], [("TP53", 7157, [1]), ("NEW", 0, [2])]))
@@ -289,10 +291,28 @@ def test_gtex_groups_tissues_by_donor_and_keeps_log2_tpm(folder):
     (lambda text: text.replace("2\t3", "1\t3", 1), "does not hold the 1 genes"),
     (lambda text: text.replace("2\t3", "2\t4", 1), "states 2 genes x 4 samples"),
     (lambda text: text.replace("Description", "Gene"), "no columns Name and Description"),
-    (lambda text: text.replace("700000", "-1"), "numbers from 0 up")])
+    (lambda text: text.replace("700000", "-1"), "numbers from 0 up"),
+    (lambda text: text.replace("700000", ""), "numbers from 0 up")])
 def test_a_gct_file_that_breaks_its_promise_is_refused(folder, change, said):
     small_gtex(folder, change)
     with pytest.raises(ValueError, match=said): load("gtex", folder)
+
+
+@pytest.mark.parametrize("genes_at_a_time", [1, 2, 3])
+def test_blocks_of_genes_come_back_in_the_order_of_the_file(folder, genes_at_a_time):
+    small_gtex(folder)
+    path, = folder.glob("*.gct.gz")
+    X, _, genes = gtex.read_gtex(path, genes_at_a_time)
+    np.testing.assert_array_equal(X[1], [2, 3])
+    assert genes["symbol"].to_dict() == {"ENSG00000223972.5": "DDX11L1", "ENSG1.1": "X"}
+
+
+@pytest.mark.parametrize("table, column", [("SampleAttributesDS", "SMTS"), ("SubjectPhenotypesDS", "AGE")])
+def test_a_table_of_gtex_without_a_column_is_refused_by_its_name(folder, table, column):
+    small_gtex(folder)
+    path, = folder.glob(f"*{table}.txt")
+    path.write_text(path.read_text().replace(f"\t{column}\t", "\tOTHER\t"))
+    with pytest.raises(ValueError, match=f"{table}.txt has no column {column}: fetch it again"): load("gtex", folder)
 
 
 # tcga-mirna: damaged or foreign R files
