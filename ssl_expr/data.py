@@ -192,10 +192,10 @@ def _load_coadread(folder:Path|None) -> anndata.AnnData:
 def _complete(adata:anndata.AnnData, units:str|None) -> anndata.AnnData:
     "What a file leaves unsaid is filled in, and the provenance says so."
     from ssl_expr.units import state_units     # chapter 09 builds on this one
-    stated = str(adata.uns.get("units") or units or "")
-    if stated and adata.uns.get("units") != _canonical(stated):
+    spelled = str(adata.uns.get("units") or units or "")
+    if spelled and adata.uns.get("units") != _canonical(spelled):
         adata.uns.pop("units", None)
-        adata = state_units(adata, stated)
+        adata = state_units(adata, spelled)
     provenance = dict(adata.uns["provenance"])
     if "patient" not in adata.obs:
         adata.obs["patient"] = adata.obs_names.to_numpy()
