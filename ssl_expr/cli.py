@@ -195,6 +195,9 @@ def fetch_files(
 )->int:
     "Bring the files of a public data set into the cache, each checked."
     from ssl_expr.fetch import fetch, sources
+    if dataset in ("toy", "coadread"):
+        print(f"{dataset} comes with the package: load it by its name")
+        return 0
     folder = fetch(dataset, source=source)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     print(f"{dataset}: {size/1e6:,.1f} MB in {folder}")
@@ -218,8 +221,10 @@ def check_file(
 # %% ../nbs/80_cli.ipynb #cell-19
 def embed_file(
     model:str,    # folder written by `SSLEncoder.save`
-    source:str,   # expression file: .h5ad, .csv, .tsv or .parquet, samples × genes
+    source:str,   # expression file, see `tables.read_table`
     output:str,   # file to write: .csv, .tsv or .parquet
+    units:str="",               # of the input: counts | TPM | ...; empty: as stated or guessed
+    orientation:str="auto",     # auto | samples | genes: what the rows of the input are
 )->int:
     "Embed every sample of an expression file with a saved model."
     from ssl_expr.data import load
@@ -230,7 +235,8 @@ def embed_file(
                                  ".parquet": lambda frame, path: frame.to_parquet(path)}
     kind = Path(output).suffix
     if kind not in write: raise ValueError(f"{output} must end in {', '.join(write)}: the ending chooses the format.")
-    encoder, adata = SSLEncoder.load(model), load(source)
+    encoder = SSLEncoder.load(model)
+    adata = load(source, units=units or None, orientation=orientation)
     embedding = encoder.set_output(transform="pandas").transform(adata).set_axis(adata.obs_names)
     with atomic(output) as path: write[kind](embedding, path)
     print(f"{output}: {embedding.shape[0]} samples × {embedding.shape[1]} dimensions")
@@ -279,12 +285,14 @@ def parser()->argparse.ArgumentParser:
                   "network, or `public` (default: SSL_EXPR_MIRROR, if set)")
     add("fetch", fetch_files, "bring a public data set into the cache, checked",
         dataset=dict(help="such as tcga-mirna"), **{"from": source})
+    reading:dict[str, dict[str, Any]] = dict(
+        units=dict(default="", help="counts, TPM, log2(TPM+1) ... (default: as stated or guessed)"),
+        orientation=dict(default="auto", choices=["auto", "samples", "genes"], help="what the rows are"))
     add("check", check_file, "a one-page report on an expression file, and a verdict",
         file=dict(help="expression file, or the folder of a 10x-style matrix"),
         label=dict(default="", help="column to predict"),
         annotations=dict(default="", help="second file with the labels: sample ids first"),
-        units=dict(default="", help="counts, TPM, log2(TPM+1) ... (default: as stated or guessed)"),
-        orientation=dict(default="auto", choices=["auto", "samples", "genes"], help="what the rows are"))
+        **reading)
     add("list", show_list, "names that commands, profiles and notebooks accept")
     add("run", run, "bring every run, table and figure of a profile up to date", profile=profile, cores=cores,
         dry_run=dict(action="store_true", default=False, help="only say what would be done"),
@@ -293,8 +301,7 @@ def parser()->argparse.ArgumentParser:
     add("figures", redraw, "redraw every figure from collected metrics, without training", profile=profile, cores=cores)
     add("embed", embed_file, "embed an expression file with a saved model",
         model=dict(help="folder written by SSLEncoder.save"),
-        source=dict(metavar="input", help="expression file, samples × genes: .h5ad, .csv, .tsv or .parquet"),
-        output=dict(help=".csv, .tsv or .parquet"))
+        source=dict(metavar="input", help="expression file"), output=dict(help=".csv, .tsv or .parquet"), **reading)
     add("notebook", _notebook, "execute one notebook with checked parameters",
         notebook=dict(help="such as experiments/pretrain"), output=dict(help="executed notebook to write"),
         values=dict(nargs="?", default="{}", help="parameters as one JSON object"))

@@ -89,7 +89,7 @@ def classes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     from ssl_expr.data import load
     data = load_prepared(repository()/runs[0].target)
     given = plan.profile["prepare"]
-    asked = {name: given[name] for name in ("units", "annotations") if given.get(name)}
+    asked = {name: given[name] for name in ("units", "annotations", "orientation") if given.get(name)}
     obs = load(plan.profile["dataset"], **asked).obs
     parts = {part: set(np.asarray(data.samples)[rows]) for part, rows in vars(data.split).items()}
     columns = [name for name in obs.columns if name != "patient" and obs[name].nunique() <= 50]
