@@ -16,6 +16,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from .blocks import row_blocks
 from .checks import place_of
 
 # %% ../nbs/00_data.ipynb #cell-06
@@ -34,11 +35,13 @@ def check_names(
 
 def matrix_blocks(
     X:np.ndarray,              # (N, G), in memory or on a disk
-    n_values:int=2**22,        # most values of a block (16 MB)
+    n_values:int=2**21,        # most values of a block (8 MB)
 )->Iterator[tuple[int, np.ndarray]]:    # first row of a block, and its values
-    "Consecutive row blocks as float32; `X` itself is never converted."
-    step = max(1, n_values//max(1, X.shape[1]))
-    for start in range(0, len(X), step): yield start, np.asarray(X[start:start + step], dtype=np.float32)
+    "Consecutive row blocks as float32, see `blocks.row_blocks`, with their places."
+    start = 0
+    for block in row_blocks(X, size=4*n_values):
+        yield start, block
+        start += len(block)
 
 def _check_values(adata:anndata.AnnData, name:str) -> None:
     wrong:dict[str, Callable] = {"an infinite value": np.isinf}
@@ -129,7 +132,7 @@ LINEAR = ("counts", "TPM", "FPKM", "RPM", "CPM", "RSEM")     # units whose value
 def _some_rows(X:np.ndarray, n_values:int=2**22) -> np.ndarray:
     "All rows as float32, or as many evenly spaced ones as `n_values` allows."
     rows = np.unique(np.linspace(0, len(X) - 1, max(1, min(len(X), n_values//max(1, X.shape[1])))).astype(int))
-    return np.asarray(X if len(rows) == len(X) else X[rows], dtype=np.float32)
+    return np.concatenate(list(row_blocks(X, rows, 2**20)))      # around each row, pages of a file are lent as well
 
 def _is_standardised(X:np.ndarray) -> bool:
     measured = X[:, ~np.isnan(X).all(0)].astype(np.float64)

@@ -77,7 +77,7 @@ def check_space(
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(f"the disk is too small for {needed/1e6:,.1f} MB more in {folder} ({free/1e6:,.1f} MB are free): "
-                      "free some space or name another folder in SSL_EXPR_CACHE")
+                      "free some space or choose another folder (SSL_EXPR_CACHE names that of the cache)")
 
 def _receive(
     chunks:Iterable[bytes],

@@ -58,13 +58,20 @@ def cache_folder()->Path:   # may not exist yet
     chosen = os.environ.get("SSL_EXPR_CACHE")
     return Path(chosen).expanduser().absolute() if chosen else user_cache_path("ssl-expr", appauthor=False)
 
-def usage()->pd.DataFrame:  # columns data set, files, megabytes (unfinished transfers included)
+def _is_data(path:Path) -> bool: return not path.name.startswith(".") and not path.name.endswith(BESIDE)
+
+def _owner(path:Path) -> str:
+    "What a file of the cache belongs to: a data set, or one of the stores made from it."
+    folder = path.relative_to(cache_folder()).parts[0]
+    name = re.sub(r"^\.(partial-[0-9a-f]+-)?", "", path.name).removesuffix(".lock").removesuffix(".h5ad")
+    return f"stores/{name}" if folder == "stores" else folder
+
+def usage()->pd.DataFrame:  # columns data set, files, megabytes (what is unfinished included)
     "What the cache holds."
-    rows = []
-    for folder in sorted(path for path in cache_folder().glob("*") if path.is_dir()):
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        n_files = sum(not path.name.endswith(BESIDE) for path in paths)
-        rows.append((folder.name, n_files, round(sum(map(size_of, paths))/1e6, 1)))
+    held:dict[str, list[Path]] = {}
+    for path in sorted(cache_folder().glob("*/**/*")):
+        if path.is_file() and (_is_data(path) or size_of(path)): held.setdefault(_owner(path), []).append(path)
+    rows = [(name, sum(map(_is_data, paths)), round(sum(map(size_of, paths))/1e6, 1)) for name, paths in held.items()]
     return pd.DataFrame(rows, columns=["data set", "files", "megabytes"])
 
 # %% ../nbs/05_fetch.ipynb #cell-13
@@ -86,13 +93,17 @@ def _pin(path:Path, checksum:str, origin:str) -> None:
            "checked": time.strftime("%Y-%m-%d")}
     with suppress(PermissionError): write_atomic(_pin_of(path), json.dumps(pin, indent=1))
 
+def _pinned(path:Path, pin:dict) -> str|None:
+    "The checksum in a pin, if the file still has the size and time it had then."
+    facts = path.stat()
+    return pin.get("sha256") if (pin.get("size"), pin.get("mtime_ns")) == (facts.st_size, facts.st_mtime_ns) else None
+
 def _intact(path:Path, file:RemoteFile) -> bool:
     "Is the right file in the cache? Its checksum is computed only where size or time have changed."
     if not path.is_file(): return False
-    pin, facts = _read_pin(path, file), path.stat()
+    pin = _read_pin(path, file)
     wanted = file.sha256 or pin.get("sha256")
-    unchanged = (pin.get("size"), pin.get("mtime_ns")) == (facts.st_size, facts.st_mtime_ns)
-    if unchanged and wanted == pin.get("sha256"): return True
+    if wanted and wanted == _pinned(path, pin): return True
     found = _digest(path)
     if wanted not in (None, found): return False
     _pin(path, found, pin.get("from", "found in the cache"))
@@ -248,6 +259,9 @@ def fetch(
 def checksums(
     folder:Path,          # returned by `fetch`
 )->dict[str, str]:        # file name -> SHA-256
-    "The checksums of the files of a fetched data set."
-    pins = {path.name.removesuffix(".pin.json"): path for path in sorted(folder.glob("*.pin.json"))}
-    return {name: read_json(pin)["sha256"] for name, pin in pins.items() if (folder/name).is_file()}
+    "The checksums of the files of a fetched data set: from the pins, or computed where there is none that fits."
+    def checksum(path:Path) -> str:
+        try: pin = read_json(_pin_of(path))
+        except (FileNotFoundError, ValueError): pin = {}
+        return _pinned(path, pin) or _digest(path)
+    return {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.is_file() and _is_data(path)}

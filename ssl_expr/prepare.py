@@ -6,6 +6,8 @@
 __all__ = ['Prepared', 'prepare', 'save_prepared', 'load_prepared']
 
 # %% ../nbs/17_prepare.ipynb #cell-03
+import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,20 @@ def _choose(
     return used, labels[used], dict(n_left_out=len(labels) - len(used), small_classes=small)
 
 # %% ../nbs/17_prepare.ipynb #cell-11
+def _available_memory() -> float:
+    "Bytes that can be had without pushing other programs out of memory; where the system does not say, all of it."
+    try: lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError: lines = []
+    stated = [int(line.split()[1])*1024 for line in lines if line.startswith("MemAvailable:")]
+    if stated or not hasattr(os, "sysconf"): return stated[0] if stated else float("inf")
+    return os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
+
+def _check_memory(n_samples:int, n_genes:int) -> None:
+    needed, available = 4*n_samples*n_genes, _available_memory()
+    if needed > available:
+        raise MemoryError(f"the prepared matrix of {n_samples:,} samples x {n_genes:,} genes needs {needed/1e9:.1f} GB "
+                          f"and {available/1e9:.1f} GB of memory are available: choose genes=... to keep fewer")
+
 def _matrix(
     steps:Any,                    # an unfitted pipeline, z-score last
     X:np.ndarray,                 # (N, G), in memory or memmapped
@@ -52,15 +68,20 @@ def _matrix(
     batches:np.ndarray|None,      # (n,) study of each row, None: no correction
     classes:np.ndarray,           # (n,) class of each row, None = unlabelled, for the correction
 )->np.ndarray:                    # (n, kept genes) float32
-    "Fit `steps` and transform the rows, by blocks; ComBat, if wanted, in memory and just before the z-score."
+    "Fit `steps` and transform the rows, by blocks; ComBat, if wanted, in place and just before the z-score."
+    from ssl_expr.data import matrix_blocks
     from ssl_expr.preprocess import fit_in_blocks, transform_in_blocks
-    if batches is None: return transform_in_blocks(fit_in_blocks(steps, X, rows[fitted_on]), X, rows)
+    before = steps if batches is None else steps[:-1]
+    fit_in_blocks(before, X, rows[fitted_on])
+    _check_memory(len(rows), len(before.get_feature_names_out()))
+    kept = transform_in_blocks(before, X, rows)
+    if batches is None: return kept
     from ssl_expr.combat import combat_mean_only
-    before, scale = steps[:-1], steps[-1]
-    kept = transform_in_blocks(fit_in_blocks(before, X, rows[fitted_on]), X, rows)
     classes = np.where(pd.isna(classes), "", classes)
-    kept = combat_mean_only(kept, batches, classes, single="adjust")     # a study of one sample: as R's sva does
-    return scale.fit(kept[fitted_on]).transform(kept)
+    combat_mean_only(kept, batches, classes, single="adjust", out=kept)     # a study of one sample: as R's sva does
+    scale = fit_in_blocks(steps[-1:], kept, fitted_on)
+    for start, block in matrix_blocks(kept): kept[start:start + len(block)] = scale.transform(block)
+    return kept
 
 # %% ../nbs/17_prepare.ipynb #cell-12
 def _batches(
@@ -78,6 +99,10 @@ def _batches(
     missing = obs[batch].isna()
     if missing.any(): raise ValueError(f"sample {obs.index[missing][0]!r} has no {batch!r}: name a column without gaps")
     return obs[batch].astype(str).to_numpy()
+
+def _digest(batches:np.ndarray|None) -> str:
+    "Checksum of the batch of every sample, which the data set's own fingerprint does not cover; empty without batches."
+    return "" if batches is None else hashlib.sha256("\n".join(batches).encode()).hexdigest()
 
 def prepare(
     dataset:str,                     # name known to `load`, or the path of an expression file
@@ -114,8 +139,9 @@ def prepare(
     codes = np.array([classes.index(name) if name else -1 for name in labels])
     facts = dict(dataset=dataset, label=label, protocol=protocol, split=split,
                  units=adata.uns["units"], fingerprint=fingerprint(adata),
-                 n_samples=len(used), n_genes_measured=adata.n_vars,
-                 n_patients=len(set(patients)), n_fitted=len(fitted_on), batch=batch, **left_out)
+                 provenance={name: str(text) for name, text in adata.uns["provenance"].items()},
+                 n_samples=len(used), n_genes_measured=adata.n_vars, n_patients=len(set(patients)),
+                 n_fitted=len(fitted_on), batch=batch, batch_fingerprint=_digest(batches), **left_out)
     samples = list(map(str, obs.index))
     kept = list(map(str, steps.get_feature_names_out(adata.var_names.to_numpy())))
     return Prepared(X, codes, rows, samples, list(patients), kept, classes, facts)

@@ -31,17 +31,26 @@ def tensor_digest(
     return digest.hexdigest()
 
 # %% ../nbs/04_storage.ipynb #cell-07
+def _apart(tensors:Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "Tensors on the CPU, each in memory of its own, as safetensors wants them; copied only where they are not."
+    found, taken = {}, set()
+    for name, tensor in tensors.items():
+        found[name] = tensor.detach().cpu().contiguous()
+        place = found[name].untyped_storage().data_ptr()
+        if place in taken: found[name] = found[name].clone()
+        taken.add(place)
+    return found
+
 def save_tensors(
     path:str|Path,                # file to write, usually *.safetensors
     tensors:Mapping[str, Tensor], # name -> tensor, any device
     metadata:dict,                # anything JSON can hold (no NaN)
 )->None:
     "Store tensors and what they mean in one file, in one step."
-    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-              for name, tensor in tensors.items()} # safetensors refuses tensors that share memory
+    whole = _apart(tensors)
     text = json.dumps(metadata, allow_nan=False, sort_keys=True, default=lambda number: number.item()) # numpy's numbers
-    header = json.dumps([_checksum(copies, text), text])
-    with atomic(path) as partial: save_file(copies, partial, metadata={"ssl_expr": header})
+    header = json.dumps([_checksum(whole, text), text])
+    with atomic(path) as partial: save_file(whole, partial, metadata={"ssl_expr": header})
 
 def _checksum(tensors:Mapping[str, Tensor], text:str)->str:
     return hashlib.sha256(f"{tensor_digest(tensors)} {text}".encode()).hexdigest()

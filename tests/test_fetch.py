@@ -18,7 +18,7 @@ import pytest
 from ssl_expr import download as download_module
 from ssl_expr import fetch as fetch_module
 from ssl_expr.download import RemoteFile
-from ssl_expr.fetch import cache_folder, fetch, sources, usage
+from ssl_expr.fetch import cache_folder, checksums, fetch, sources, usage
 
 CONTENT = os.urandom(40_000)
 HALF = 20_480  # a whole number of chunks
@@ -663,6 +663,32 @@ def test_usage_counts_data_and_unfinished_bytes(demo, publisher):
     demo.arriving.unlink()
     demo.fetch()
     assert usage()[["data set", "files"]].values.tolist() == [["demo", 1]]
+
+
+def test_usage_names_every_store_with_what_a_killed_builder_left_of_it(demo):
+    demo.fetch()
+    for name, size in [("demo-0123456789ab.h5ad", 2), ("demo-extra-0123456789ab.h5ad", 1), (".demo-old.h5ad.lock", 0),
+                       (".demo-0123456789ab.h5ad.lock", 0), (".partial-0a1b2c3d-demo-0123456789ab.h5ad", 3)]:
+        (demo.cache/"stores").mkdir(exist_ok=True)
+        (demo.cache/"stores"/name).write_bytes(bytes(size*1_000_000))
+    assert usage().values.tolist() == [["demo", 1, 0.0], ["stores/demo-0123456789ab", 1, 5.0],
+                                       ["stores/demo-extra-0123456789ab", 1, 1.0]]
+
+
+@pytest.mark.parametrize("pin", [None, "damaged", {"sha256": "0"*64, "size": LENGTH, "mtime_ns": 1}, {}],
+                         ids=["none", "damaged", "of another time", "empty"])
+def test_checksums_of_a_cache_without_fitting_pins_are_computed(demo, pin):
+    pinned = checksums(demo.fetch())
+    path = demo.file.with_name("table.tsv.pin.json")
+    path.unlink()
+    if pin is not None: path.write_text(pin if isinstance(pin, str) else json.dumps(pin))
+    assert checksums(demo.cache/"demo") == pinned == {"table.tsv": CHECKSUM}
+
+
+def test_checksums_come_from_the_pins_without_reading_the_files_again(demo, monkeypatch):
+    demo.fetch()
+    monkeypatch.setattr(fetch_module, "_digest", None)
+    assert checksums(demo.cache/"demo") == {"table.tsv": CHECKSUM}
 
 
 def test_the_cache_is_where_the_platform_keeps_caches_or_where_the_user_says(monkeypatch, tmp_path):

@@ -1,5 +1,8 @@
 "Preparing a split: from stores, with a second file, the paper's sample list, and the paper's batch correction."
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 from ssl_expr import data as data_module
+from ssl_expr import prepare as prepare_module
 from ssl_expr import preprocess
 from ssl_expr.data import toy
 from ssl_expr.prepare import load_prepared, prepare, save_prepared
@@ -32,7 +36,10 @@ def combat(monkeypatch):
     calls = []
     def combat_mean_only(X, batches, groups=None, **options):
         calls.append(SimpleNamespace(X=X.copy(), batches=batches, groups=groups, options=options))
-        return X + pd.factorize(batches)[0][:, None].astype(np.float32)
+        result = X + pd.factorize(batches)[0][:, None].astype(np.float32)
+        if options.get("out") is None: return result
+        options["out"][:] = result
+        return options["out"]
     monkeypatch.setitem(sys.modules, "ssl_expr.combat", SimpleNamespace(combat_mean_only=combat_mean_only))
     return calls
 
@@ -118,7 +125,7 @@ def test_a_batch_that_cannot_be_corrected_is_refused_in_one_sentence(settings, m
     assert "\n" not in str(refusal.value) and not combat
 
 
-def test_a_second_file_is_handed_to_load_only_when_there_is_one(monkeypatch):
+def test_a_second_file_is_handed_to_load_and_an_empty_name_is_none(monkeypatch):
     asked = []
     def load(name, **options):
         asked.append(options)
@@ -126,7 +133,7 @@ def test_a_second_file_is_handed_to_load_only_when_there_is_one(monkeypatch):
     monkeypatch.setattr(data_module, "load", load)
     prepare("toy", annotations="labels.csv")
     prepare("toy")
-    assert asked[0]["annotations"] == "labels.csv" and "annotations" not in asked[1]
+    assert [options["annotations"] for options in asked] == ["labels.csv", None]
 
 
 def test_what_was_left_out_survives_saving(tmp_path):
@@ -134,3 +141,84 @@ def test_what_was_left_out_survives_saving(tmp_path):
     save_prepared(tmp_path/"prepared.safetensors", data)
     again = load_prepared(tmp_path/"prepared.safetensors")
     assert again.facts == data.facts and torch.equal(again.X, data.X)
+
+
+def test_the_facts_say_where_the_data_came_from_and_what_was_guessed(tmp_path):
+    pd.DataFrame(toy().X, toy().obs_names, toy().var_names).assign(**{"label:kind": toy().obs["label"]}).to_csv(
+        tmp_path/"mine.csv")
+    assert prepare("toy").facts["provenance"] == toy().uns["provenance"]
+    told = prepare(str(tmp_path/"mine.csv")).facts["provenance"]
+    assert told["file"] == "mine.csv" and "guessed" in told["units"] and "no column `patient`" in told["patient"]
+
+
+def test_other_batches_give_other_facts_only_where_they_are_used(monkeypatch):
+    other = toy()
+    other.obs["batch"] = other.obs["batch"].to_numpy()[::-1]
+    monkeypatch.setitem(data_module._loaders, "other", lambda folder: other)
+    def digests(**options): return [prepare(name, **options).facts["batch_fingerprint"] for name in ("toy", "other")]
+    first, second = digests(protocol="paper", batch="batch")
+    assert len(first) == len(second) == 64 and first != second and digests(protocol="paper") == ["", ""]
+
+
+def test_more_genes_than_memory_has_room_for_are_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(prepare_module, "_available_memory", lambda: 4*300*50)
+    assert prepare("toy", genes=50).X.shape == (300, 50)
+    monkeypatch.setattr(preprocess, "transform_in_blocks", None)      # nothing is made
+    with pytest.raises(MemoryError, match="300 samples x 51 genes needs 0.0 GB and 0.0 GB .* choose genes=") as refusal:
+        prepare("toy", genes=51)
+    assert "\n" not in str(refusal.value)
+
+
+def test_available_memory_is_what_the_system_states_or_all_there_is(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: "MemTotal: 900 kB\nMemAvailable:    800 kB\n")
+    assert prepare_module._available_memory() == 800*1024
+    def missing(path): raise FileNotFoundError(path)
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.get)
+    assert prepare_module._available_memory() == 3*4096
+    monkeypatch.delattr(os, "sysconf")
+    assert prepare_module._available_memory() == float("inf")
+
+
+FORTIETH_OF_ARCHS4 = (1332, 67_128)
+PROGRAM = """
+import sys
+from ssl_expr import data
+from ssl_expr.prepare import prepare, save_prepared
+from ssl_expr.store import open_store
+def status(name): return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])/1024
+options = dict(protocol="paper", batch="batch") if sys.argv[2] == "paper" else {}
+save_prepared(sys.argv[3], prepare("toy", **options))      # the libraries are loaded
+data._loaders["large"] = lambda folder: open_store(sys.argv[1])
+before = status("VmHWM")
+prepared = prepare("large", **options)
+peak = status("VmHWM")
+save_prepared(sys.argv[3], prepared)
+print(prepared.X.nbytes/2**20, peak - before, status("VmHWM") - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    "171 MB of float16, 341 MB as float32, with three classes and seven batches."
+    (n_rows, n_genes), rng = FORTIETH_OF_ARCHS4, np.random.default_rng(0)
+    piece = (rng.gamma(1, 2, n_genes) + rng.uniform(0, 1, (36, n_genes))).astype(np.float16)
+    number = np.arange(n_rows)
+    obs = pd.DataFrame({"patient": number.astype(str), "batch": (number % 7).astype(str),
+                        "label": pd.Categorical((number % 3).astype(str))}, index=number.astype(str))
+    uns = {"units": "log2(counts+1)", "labels": ["label"], "provenance": {}}
+    path, blocks = tmp_path_factory.mktemp("large")/"a.h5ad", (np.roll(piece, k, 1) for k in range(n_rows//36))
+    write_store(path, obs, pd.DataFrame(index=np.arange(n_genes).astype(str)), uns, blocks, "float16")
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_loading_checking_preparing_and_saving_all_genes_takes_the_result_and_a_few_blocks(large, tmp_path, protocol):
+    "The peak of a process of its own; a second copy of the result, or the file left in memory, would be 171 MB more."
+    words = [sys.executable, "-c", PROGRAM, large, protocol, tmp_path/"prepared.safetensors"]
+    answer = subprocess.run(words, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    result, preparing, saving = map(float, answer.stdout.split())
+    assert result == pytest.approx(4*np.prod(FORTIETH_OF_ARCHS4)/2**20)
+    assert preparing < result + 160 and saving - preparing < 20, answer.stdout

@@ -1,5 +1,8 @@
 "Stores: ordinary .h5ad files, written by blocks, opened without loading, refused when they are anything else."
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +14,14 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from scipy import sparse
 
+from ssl_expr import fetch as fetch_module
 from ssl_expr import store
-from ssl_expr.store import open_or_build, open_store, row_blocks, write_store
+from ssl_expr.blocks import row_blocks
+from ssl_expr.fetch import fetch, sources
+from ssl_expr.store import built, open_or_build, open_store, write_store
 
 N, G = 23, 17
 OBS = pd.DataFrame({"patient": [f"p{i}" for i in range(N)], "label": pd.Categorical(["a", None] + ["b"]*(N - 2))},
@@ -92,11 +99,22 @@ def test_other_types_and_empty_stores_are_refused(tmp_path, dtype):
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
-    def blocks():
-        raise AssertionError("a block was asked for")
-        yield
-    with pytest.raises(OSError, match="free some space"): write(tmp_path/"a.h5ad", blocks())
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 4*N*G - 1})())
+    with pytest.raises(OSError, match="free some space"): write(tmp_path/"a.h5ad", untouched())
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path/"a.h5ad", dtype="float16")      # half as large
+
+
+def untouched():
+    raise AssertionError("a block was asked for")
+    yield
+
+
+@pytest.mark.parametrize("obs, var, message", [
+    (OBS.rename({"s3": "s1"}), VAR, "a.h5ad has sample 's1' 2 times"), (OBS.rename({"s3": ""}), VAR, "without a name"),
+    (OBS, VAR.rename({"g3": "g1"}), "a.h5ad has gene 'g1' 2 times"), (OBS, VAR.rename({"g3": None}), "without a name")])
+def test_names_that_are_missing_or_repeated_are_refused_before_a_block_is_made(tmp_path, obs, var, message):
+    with pytest.raises(ValueError, match=message): write_store(tmp_path/"a.h5ad", obs, var, UNS, untouched())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,6 +258,81 @@ def test_an_error_while_building_is_told_and_the_next_attempt_may_build(tmp_path
     open_or_build(tmp_path/"a.h5ad", lambda: dict(obs=OBS, var=VAR, uns=UNS, blocks=parts()))
 
 
+class Shelf:
+    "A folder that plays the publisher: the data set `main`, which needs `labels`, one file each that holds a number."
+    def __init__(self, folder):
+        self.folder, self.manifest, self.stores = folder/"disk", folder/"manifest.json", folder/"stores"
+        self.n_built = 0
+        self.folder.mkdir()
+
+    def put(self, **contents):
+        manifest = {}
+        for name, content in contents.items():
+            (self.folder/f"{name}.txt").write_text(str(content))
+            file = {"name": f"{name}.txt", "address": f"file:///{name}.txt", "size": None,
+                    "sha256": hashlib.sha256(str(content).encode()).hexdigest()}
+            manifest[name] = {"title": "", "licence": "", "citation": "", "pattern": "", "files": [file],
+                              "needs": ["labels"] if name == "main" else []}
+        self.manifest.write_text(json.dumps(manifest))
+
+    def built(self, layout=1):
+        def build(folder):
+            self.n_built += 1
+            paths = folder/"main.txt", fetch("labels", self.folder)/"labels.txt"
+            main, labels = (int(path.read_text()) for path in paths)
+            return dict(obs=OBS, var=VAR, uns=UNS, blocks=[np.full((N, G), 10_000*layout + 100*main + labels)])
+        return built("main", self.folder, layout, build)
+
+    @property
+    def held(self): return sorted(path.name for path in self.stores.glob("*.h5ad"))
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    shelf = Shelf(tmp_path)
+    shelf.put(main=5, labels=7)
+    monkeypatch.setenv("SSL_EXPR_CACHE", str(tmp_path))
+    monkeypatch.delenv("SSL_EXPR_MIRROR", raising=False)
+    for module in (fetch_module, store): monkeypatch.setattr(module, "sources", lambda: sources(shelf.manifest))
+    return shelf
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged and is fetched again")     # the cache holds the former version
+def test_a_source_is_read_once_for_each_state_of_its_files_of_those_it_needs_and_of_the_code(shelf):
+    names, steps = [], [({}, 1, 10_507), ({"main": 6}, 1, 10_607), ({"labels": 8}, 1, 10_508), ({}, 2, 20_507)]
+    for n_built, (change, layout, value) in enumerate(steps, 1):
+        shelf.put(**{"main": 5, "labels": 7} | change)
+        for _ in range(2): assert (shelf.built(layout).X == value).all()
+        assert shelf.n_built == n_built and len(shelf.held) == 1
+        names += shelf.held
+    assert len(set(names)) == len(steps) and all(name.startswith("main-") for name in names)
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged and is fetched again")
+def test_a_new_store_replaces_the_older_ones_of_its_name_and_who_has_one_open_keeps_its_numbers(shelf):
+    opened = shelf.built()
+    key, (older,) = "0123456789ab", shelf.held
+    others = [f"main-extra-{key}.h5ad", f"remain-{key}.h5ad", f"main-{key}.h5ad.bak", "main-notes.h5ad"]
+    left = [f".partial-0a1b2c3d-main-{key}.h5ad", f".partial-0a1b2c3d-{older}"]      # by builders that were killed
+    kept = [f".partial-0a1b2c3d-main-extra-{key}.h5ad"]
+    for name in others + left + kept: (shelf.stores/name).write_text("")
+    shelf.built()
+    assert (shelf.stores/left[0]).exists() and older in shelf.held      # nothing new, nothing to replace
+    shelf.put(main=6, labels=7)
+    assert (shelf.built().X == 10_607).all() and (opened.X == 10_507).all()
+    there = {path.name for path in shelf.stores.iterdir()}
+    assert there.issuperset(others + kept) and not there & {older, *left}
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged and is fetched again")
+def test_a_store_that_is_being_built_is_not_removed_by_another(shelf):
+    busy = shelf.stores/".partial-0a1b2c3d-main-0123456789ab.h5ad"
+    busy.parent.mkdir()
+    busy.write_text("half")
+    with FileLock(shelf.stores/".main-0123456789ab.h5ad.lock", thread_local=False): shelf.built()
+    assert busy.read_text() == "half"
+
+
 @pytest.mark.parametrize("size", [1, 3*4*G, 10**6], ids=["one row", "three rows", "all"])
 @pytest.mark.parametrize("rows", [None, [4], [22, 0, 5, 5, 1], np.arange(N)[::-1], np.arange(N) % 3 == 0, [-1, -2]],
                          ids=["all", "one", "any order, repeated", "backwards", "true and false", "negative"])
@@ -262,7 +355,8 @@ def test_opening_and_reading_by_blocks_takes_little_memory(tmp_path):
     write_store(tmp_path/"a.h5ad", obs, var, {}, (np.ones((250, 20_000), "f2") for _ in range(10)), "float16")
     opening, reading, kept = map(float, child("""
 import sys
-from ssl_expr.store import open_store, row_blocks
+from ssl_expr.blocks import row_blocks
+from ssl_expr.store import open_store
 def status(name): return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])/1024
 def peak(): return status("VmHWM")      # ru_maxrss would count the process that started this one
 adata, before = open_store(sys.argv[2]), peak()      # a small one first: the libraries are loaded
