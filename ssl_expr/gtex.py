@@ -14,11 +14,13 @@ import pandas as pd
 
 from .data import register_dataset
 from .store import built
+from .tcga import organ_name, readable, table_numbers
 
 # %% ../nbs/16_gtex.ipynb #cell-06
 def _stated_size(path:Path) -> tuple[int, int]:
     "Genes and samples as the first two lines of a gct file state them."
-    with gzip.open(path, "rt") as file: version, size = file.readline().strip(), file.readline().split()
+    with readable(path), gzip.open(path, "rt") as file:
+        version, size = file.readline().strip(), file.readline().split()
     if version != "#1.2" or len(size) != 2 or not all(number.isdigit() for number in size):
         raise ValueError(f"{path.name} does not start as a gct file of version 1.2 does: fetch it again")
     return int(size[0]), int(size[1])
@@ -30,16 +32,17 @@ def read_gtex(
     "The matrix of a gct file of version 1.2, checked against the size that it states."
     n_genes, n_samples = _stated_size(path)
     X, names, symbols, done = None, [], [], 0
-    for part in pd.read_csv(path, sep="\t", skiprows=2, chunksize=genes_at_a_time):
-        if list(part.columns[:2]) != ["Name", "Description"]:
-            raise ValueError(f"{path.name} has no columns Name and Description: it is no gct file of GTEx")
-        if X is None: X = np.empty((part.shape[1] - 2, n_genes), np.float16)
-        values = part.iloc[:, 2:].to_numpy(np.float32)
-        if done + len(part) > n_genes or not (values >= 0).all():
-            raise ValueError(f"{path.name} does not hold the {n_genes} genes of numbers from 0 up that it states "
-                             f"(near gene {part.iat[0, 0]!r}): fetch it again")
-        X[:, done:done + len(part)] = np.log2(values.T + 1)
-        names += list(part["Name"]); symbols += list(part["Description"]); done += len(part)
+    with readable(path):
+        for part in pd.read_csv(path, sep="\t", skiprows=2, chunksize=genes_at_a_time):
+            if list(part.columns[:2]) != ["Name", "Description"]:
+                raise ValueError(f"{path.name} has no columns Name and Description: it is no gct file of GTEx")
+            if X is None: X = np.empty((part.shape[1] - 2, n_genes), np.float16)
+            values = table_numbers(part.iloc[:, 2:])
+            if done + len(part) > n_genes or not (values >= 0).all():
+                raise ValueError(f"{path.name} does not hold the {n_genes} genes of numbers from 0 up that it states "
+                                 f"(near gene {part.iat[0, 0]!r}): fetch it again")
+            X[:, done:done + len(part)] = np.log2(values.T + 1)
+            names += list(part["Name"]); symbols += list(part["Description"]); done += len(part)
     if X is None or (done, len(X)) != (n_genes, n_samples):
         raise ValueError(f"{path.name} states {n_genes} genes x {n_samples} samples and holds {done} genes: "
                          f"fetch it again")
@@ -60,8 +63,9 @@ def annotate_gtex(
     patient = samples.str.extract(r"^([A-Z0-9]+-[A-Z0-9]+)", expand=False)
     tissue = table("*SampleAttributesDS.txt", "SAMPID", ["SMTS", "SMTSD"]).reindex(samples)
     donor = table("*SubjectPhenotypesDS.txt", "SUBJID", ["SEX", "AGE"]).reindex(patient)
+    organ = tissue["SMTS"].map(organ_name, na_action="ignore")
     sex = donor["SEX"].map({1: "Male", 2: "Female"})
-    words = {"organ": tissue["SMTS"].str.lower(), "tissue": tissue["SMTSD"], "sex": sex, "age_band": donor["AGE"]}
+    words = {"organ": organ, "tissue": tissue["SMTSD"], "sex": sex, "age_band": donor["AGE"]}
     return pd.DataFrame({"patient": patient.to_numpy(), **{name: pd.Categorical(column.to_numpy(object))
                                                           for name, column in words.items()}}, index=samples)
 
@@ -73,4 +77,4 @@ def _build(folder:Path) -> dict:
     return dict(obs=annotate_gtex(samples, folder), var=genes, uns=uns, blocks=[X], dtype="float16")
 
 @register_dataset("gtex")
-def _load_gtex(folder:Path|None): return built("gtex", folder, 1, _build)
+def _load_gtex(folder:Path|None): return built("gtex", folder, 2, _build)

@@ -705,6 +705,7 @@ def test_the_shipped_manifest_names_every_data_set_with_licence_and_fixed_addres
     assert set(known) >= {"tcga-mirna", "tcga-labels", "rnaseqdb", "tcga", "archs4", "gtex"}
     for source in known.values():
         assert source.title and source.licence and source.citation and set(source.needs) <= set(known)
+        assert ("tcga-labels" in source.needs) == (source.name in ("tcga-mirna", "rnaseqdb", "tcga"))
         assert len({file.name for file in source.files}) == len(source.files) > 0
         for file in source.files:
             assert file.address.startswith("https://") and (file.size is None) == (file.sha256 is None)
@@ -727,4 +728,4 @@ def test_real_data_sets_are_fetched_from_a_folder(real_data, tmp_path, monkeypat
     place = fetch(name, real_data, progress=False)
     assert place == tmp_path/"cache"/name
     used = usage().set_index("data set")["files"]
-    assert used[name] == n_files and (name != "tcga-mirna" or used["tcga-labels"] == 2)
+    assert used[name] == n_files and used["tcga-labels"] == 2

@@ -11,6 +11,7 @@ import pytest
 
 from ssl_expr import archs4, gtex, rnaseqdb, tcga
 from ssl_expr.data import datasets, load
+from ssl_expr.fetch import fetch, sources
 from ssl_expr.prepare import prepare
 
 
@@ -33,7 +34,7 @@ def tables(tmp_path):
     "The two label tables, with the columns of the public ones."
     samples = ["TCGA-AA-0001-01A", "TCGA-AA-0001-11A", "TCGA-AA-0002-01A", "TCGA-BB-0003-01A"]
     pd.DataFrame({"sampleID": samples, "cancer_type": ["TCGA-COAD", "Normal", "TCGA-COAD", "TCGA-LUAD"],
-                  "subtype": ["GI.CIN", "", "GI.NA", "LUAD.1"]}).to_parquet(tmp_path/"paper_label.parquet")
+                  "subtype": ["GI.CIN", "GI.CIN", "GI.NA", "LUAD.1"]}).to_parquet(tmp_path/"paper_label.parquet")
     clinical = pd.DataFrame({
         "sample_id": ["TCGA-AA-0001-01", "TCGA-BB-0003-01"], "patient_id": ["TCGA-AA-0001", "TCGA-BB-0003"],
         "gender": ["Male", "Female"], "age_diagnosed": [60, 70], "ajcc_stage": ["Stage I", None],
@@ -57,15 +58,18 @@ def test_of_a_sample_that_was_sequenced_twice_the_deeper_run_stays():
     assert tcga.deepest_runs(counts[::-1], pd.Index(["c", "b", "a", "a"])).tolist() == [0, 1, 2]
 
 
-def test_labels_come_by_sample_and_survival_by_patient(tables):
+def test_labels_come_by_sample_and_a_normal_has_none_of_what_is_said_of_the_tumour(tables):
     samples = ["TCGA-AA-0001-01A", "TCGA-AA-0001-11A", "TCGA-AA-0002-01A", "TCGA-ZZ-0009-01A"]
     barcodes = pd.Index([f"{sample}-11R" for sample in samples])
     obs = tcga.annotate_tcga(barcodes, pd.Index(["COAD", "COAD", "COAD", "LUAD"]), tables)
     assert obs["cancer_type"].astype(object).fillna("-").tolist() == ["COAD", "Normal", "COAD", "-"]
-    assert obs["subtype"].astype(object).fillna("-").tolist() == ["GI.CIN", "-", "-", "-"]     # "" and GI.NA: unknown
+    assert obs["subtype"].astype(object).fillna("-").tolist() == ["GI.CIN", "-", "-", "-"]     # GI.NA: unknown
+    assert obs["stage"].astype(object).fillna("-").tolist() == ["Stage I", "-", "-", "-"]
     assert obs["organ"].tolist() == ["colon", "colon", "colon", "lung"]
-    np.testing.assert_array_equal(obs["survival_days"], [100, 100, np.nan, np.nan])
-    np.testing.assert_array_equal(obs["died"], [1, 1, np.nan, np.nan])
+    np.testing.assert_array_equal(obs["survival_days"], [100, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(obs["died"], [1, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(obs["age"], [60, 60, np.nan, np.nan])                       # the patient's
+    assert obs["sex"].astype(object).fillna("-").tolist() == ["Male", "Male", "-", "-"]
     with pytest.raises(ValueError, match="'XXXX' is no TCGA project"):
         tcga.annotate_tcga(barcodes[:1], pd.Index(["XXXX"]), tables)
 
@@ -91,6 +95,22 @@ def test_star_counts_come_back_as_the_counts_they_were(tmp_path):
     assert list(genes) == GENES and read.dtype == np.float32
 
 
+@pytest.mark.parametrize("written", [lambda value: str(np.float32(value)), "{:.7g}".format, str])
+def test_counts_up_to_a_hundred_million_come_back_from_single_precision_and_from_seven_digits(tmp_path, written):
+    counts = np.unique(np.geomspace(1, 1e8, 300).round())
+    text = "".join(f"ENSG{int(count)}.1\t{written(np.log2(count + 1))}\n" for count in counts)
+    write_gzip(tmp_path/"TCGA-COAD.star_counts.tsv.gz", "Ensembl_ID\tTCGA-AA-0001-01A\n" + text)
+    read, _ = tcga.read_star_counts(tmp_path/"TCGA-COAD.star_counts.tsv.gz")
+    np.testing.assert_allclose(read[0], counts, rtol=tcga.ROUNDING)
+    np.testing.assert_array_equal(read[0, counts < 1e5], counts[counts < 1e5])
+
+
+@pytest.mark.parametrize("value", [0.01, 0.5, 3.3, 500.4, 9_999.5])
+def test_a_number_between_two_counts_is_refused(tmp_path, value):
+    with pytest.raises(ValueError, match="no log2.count . 1.: fetch it again"):
+        tcga.read_star_counts(write_star_counts(tmp_path, "COAD", ["TCGA-AA-0001-01A"], [[1], [value], [5]]))
+
+
 def test_projects_become_one_matrix_with_the_labels_of_the_paper(tmp_path, tables):
     write_star_counts(tmp_path, "COAD", ["TCGA-AA-0001-01A", "TCGA-AA-0001-11A"], [[1, 2], [3, 4], [5, 6]])
     write_star_counts(tmp_path, "LUAD", ["TCGA-BB-0003-01A"], [[7], [8], [9]])
@@ -104,7 +124,10 @@ def test_projects_become_one_matrix_with_the_labels_of_the_paper(tmp_path, table
 @pytest.mark.parametrize("change, said", [
     (lambda text: text.replace("Ensembl_ID", "gene"), "first column is 'gene', not 'Ensembl_ID'"),
     (lambda text: text.replace("\t2.0", "\t0.3"), "0.3 in gene 'ENSG00000000005.6', sample 'TCGA-AA-0001-01A'"),
-    (lambda text: text.replace("\t2.0", "\t"), "nan in gene 'ENSG00000000005.6'")])
+    (lambda text: text.replace("\t2.0", "\t"), "nan in gene 'ENSG00000000005.6'"),
+    (lambda text: text.replace("\t2.0", "\tmany"), "many in gene 'ENSG00000000005.6', sample 'TCGA-AA-0001-01A'"),
+    (lambda text: text.split("\n")[0], "lists no gene"), (lambda text: "", "cannot be read as a gzipped table"),
+    (lambda text: text + "a\tb\tc\td\n", "TCGA-COAD.star_counts.tsv.gz cannot be read as a gzipped table")])
 def test_a_project_that_is_no_log_of_counts_is_refused(tmp_path, change, said):
     path = write_star_counts(tmp_path, "COAD", ["TCGA-AA-0001-01A"], [[1], [3], [5]], change)
     with pytest.raises(ValueError) as refusal: tcga.read_star_counts(path)
@@ -118,6 +141,25 @@ def test_projects_of_different_releases_are_refused(tmp_path, tables):
     write_star_counts(tmp_path, "LUAD", ["TCGA-BB-0003-01A"], counts, lambda text: text.replace("0005.6", "0005.7"))
     with pytest.raises(ValueError, match="TCGA-LUAD.*lists other genes than TCGA-COAD"):
         list(tcga._build_mrna(tmp_path, tables)["blocks"])
+
+
+DAMAGES = [lambda whole: whole[:-12], lambda whole: whole[:40], lambda whole: b"<html>moved</html>",
+           lambda whole: whole[:30] + b"\xff"*20 + whole[50:]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_gzip_file_is_one_sentence_with_its_name(folder, tmp_path, tables, damage):
+    write_gzip(tmp_path/"coad-rsem-count-tcga.txt.gz",
+               expected_counts(["TCGA-AA-0001-11A-1"], [("TP53", 7157, [1.5]), ("MYC", 4609, [3])]))
+    write_star_counts(tmp_path, "COAD", ["TCGA-AA-0001-01A"], [[1], [3], [5]])
+    small_gtex(tmp_path)
+    readers = {"coad-*.gz": rnaseqdb.read_counts, "TCGA-*.gz": tcga.read_star_counts, "GTEx*.gz": gtex.read_gtex}
+    for pattern, read in readers.items():
+        path, = tmp_path.glob(pattern)
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(ValueError) as refusal: read(path)
+        said = str(refusal.value)
+        assert said.startswith(f"{path.name} cannot be read as a gzipped table") and "\n" not in said, said
 
 
 # rnaseqdb
@@ -142,6 +184,7 @@ def test_files_in_another_gene_order_are_aligned_and_their_names_become_annotati
     assert obs["source"].tolist() == ["TCGA", "TCGA", "GTEx"]
     assert obs["tumour"].tolist() == ["tumour", "tumour", "normal"] and obs["patient"].iloc[2] == "GTEX-S32W"
     assert parts["var"].to_dict() == {"entrez": {"TP53": "7157", "MYC": "4609"}}
+    assert "`entrez` does not identify a gene" in parts["uns"]["provenance"]["genes"]
 
 
 @pytest.mark.parametrize("name, change, said", [
@@ -217,6 +260,66 @@ def test_archs4_takes_bulk_samples_with_a_keyword_and_groups_them_by_series(fold
     assert (error <= np.expm1(half_spacing*np.log(2))*(truth + 1)).all()      # ln 2 (c + 1) of half a float16 spacing
 
 
+def test_samples_of_overlapping_series_are_one_group_with_the_smallest_number(folder):
+    texts = ["GSE10,GSE99", "GSE20,GSE99", "GSE99,GSE10", "GSE20", "GSE30", "GSE100\tGSE9", ""]
+    names = [f"GSM{i}" for i in range(len(texts))]
+    groups = archs4.series_groups(pd.Series(texts, names))
+    assert groups.tolist() == ["GSE10"]*4 + ["GSE30", "GSE9", "GSM6"]
+    assert archs4.series_groups(pd.Series(texts[::-1], names)).tolist() == ["GSM0", "GSE9", "GSE30"] + ["GSE10"]*4
+    assert archs4.series_groups(pd.Series(["", ""], ["GSM1", "GSM2"])).tolist() == ["GSM1", "GSM2"]
+    small_archs4(folder/"human_gene_v2.2.h5")
+    with h5py.File(folder/"human_gene_v2.2.h5", "r+") as file:
+        file["meta/samples/series_id"][:5] = ["GSE10,GSE99", "GSE20,GSE99", "GSE99,GSE10", "GSE20", "GSE2000,GSE50"]
+        file["meta/samples/characteristics_ch1"][2] = "cell line"     # not chosen, so it connects nothing
+    obs = load("archs4", folder).obs
+    assert obs.loc[["GSM0", "GSM1", "GSM3"], "patient"].tolist() == ["GSE10"]*3
+    assert obs.loc[["GSM0", "GSM1", "GSM3"], "series"].tolist() == ["GSE10,GSE99", "GSE20,GSE99", "GSE20"]
+
+
+def test_a_series_connects_chosen_samples_only():
+    fields = dict(characteristics_ch1="tissue: liver", singlecellprobability=0.1, mentions_tissue=True)
+    samples = pd.DataFrame([dict(fields, geo_accession=f"GSM{i}", series_id=text)
+                            for i, text in enumerate(["GSE1", "GSE1,GSE2", "GSE2"])])
+    assert archs4.annotate_samples(samples)["patient"].tolist() == ["GSE1"]*3
+    samples.loc[1, "singlecellprobability"] = 0.9
+    chosen = samples.iloc[archs4.choose_samples(samples)]
+    assert archs4.annotate_samples(chosen)["patient"].tolist() == ["GSE1", "GSE2"]
+
+
+def replace_texts(path, field, texts):
+    with h5py.File(path, "r+") as file:
+        if field in file["meta/samples"]: del file[f"meta/samples/{field}"]
+        if texts is not None: file[f"meta/samples/{field}"] = texts
+
+
+@pytest.mark.parametrize("protocol, chosen", [("Fresh Tissue was frozen", True), ("tis-sue", True), ("blood", False)])
+def test_the_word_tissue_is_searched_in_the_extraction_protocol_too(folder, protocol, chosen):
+    path = folder/"human_gene_v2.2.h5"
+    small_archs4(path)
+    replace_texts(path, "characteristics_ch1", ["organ: liver"]*30)
+    replace_texts(path, "source_name_ch1", ["a sample"]*30)
+    replace_texts(path, "extract_protocol_ch1", ["cells"]*17 + [protocol] + ["cells"]*12)
+    with h5py.File(path) as file:
+        assert np.flatnonzero(archs4.mentions(file, "tissue", size=4)).tolist() == [17]*chosen
+        assert archs4.choose_samples(archs4.read_samples(file, "file")).tolist() == [17]*chosen
+
+
+def test_fields_that_are_only_searched_may_be_absent(folder):
+    path = folder/"human_gene_v2.2.h5"
+    small_archs4(path)
+    replace_texts(path, "source_name_ch1", None)
+    replace_texts(path, "title", None)
+    obs = load("archs4", folder).obs
+    assert "GSM8" not in obs.index and "GSM0" in obs.index and "title" not in obs     # of 8 the source said tissue
+
+
+def test_the_strict_tissue_is_a_whole_word_and_the_only_one():
+    texts = ["cell type: colony", "foreskin", "tissue: colony of the Liver", "lung_2; squamous", "lung_2", "brain/skin"]
+    labels = archs4.tissue_labels(texts).astype(object).fillna("-")
+    assert labels["tissue"].tolist() == ["colon", "skin", "colon", "lung", "lung", "brain"]
+    assert labels["tissue_strict"].tolist() == ["-", "-", "liver", "-", "lung", "-"]
+
+
 def test_a_sample_with_two_tissues_keeps_the_first_and_is_refused_by_the_strict_label(folder):
     small_archs4(folder/"human_gene_v2.2.h5")
     obs = load("archs4", folder).obs
@@ -243,6 +346,18 @@ def test_an_archs4_file_without_a_field_is_refused_by_its_name(folder, field):
         load("archs4", folder)
 
 
+def test_the_file_is_closed_whether_reading_succeeds_or_not(folder):
+    path = folder/"human_gene_v2.2.h5"
+    small_archs4(path)
+    parts = archs4._build(folder)
+    with h5py.File(path, "r+") as file: file["meta/samples/singlecellprobability"][:] = 0.9     # fails on an open file
+    assert len(np.concatenate(list(parts["blocks"]))) == len(parts["obs"])
+    with pytest.raises(ValueError, match="no bulk sample") as refusal: archs4._build(folder)
+    with h5py.File(path, "r+") as file: del file["meta/genes/symbol"]
+    with pytest.raises(ValueError, match="no field") as refusal: archs4._build(folder)
+    with h5py.File(path, "r+"): assert refusal.traceback     # which would keep an open file alive
+
+
 def test_an_archs4_file_whose_parts_do_not_fit_or_that_has_no_tissue_is_refused(folder):
     small_archs4(folder/"human_gene_v2.2.h5")
     with h5py.File(folder/"human_gene_v2.2.h5", "r+") as file:
@@ -266,7 +381,7 @@ def small_gtex(folder: Path, change=lambda text: text):
     samples = ["GTEX-1117F-0226-SM-5GZZ7", "GTEX-1117F-0426-SM-5EGHI", "K-562-SM-26GMQ"]
     rows = [["#1.2"], ["2", "3"], ["Name", "Description", *samples],
             ["ENSG00000223972.5", "DDX11L1", "0", "3", "1"], ["ENSG1.1", "X", "700000", "7", "0.5"]]
-    tissues = [["SAMPID", "SMATSSCR", "SMTS", "SMTSD"], [samples[0], "1", "Adipose Tissue", "Adipose - Subcutaneous"],
+    tissues = [["SAMPID", "SMATSSCR", "SMTS", "SMTSD"], [samples[0], "1", "Cervix Uteri", "Cervix - Ectocervix"],
                [samples[1], "0", "Muscle", "Muscle - Skeletal"]]
     donors = [["SUBJID", "SEX", "AGE", "DTHHRDY"], ["GTEX-1117F", "2", "60-69", "4"]]
     def text(lines): return "".join("\t".join(line) + "\n" for line in lines)
@@ -279,7 +394,7 @@ def test_gtex_groups_tissues_by_donor_and_keeps_log2_tpm(folder):
     small_gtex(folder)
     data = load("gtex", folder)
     assert list(data.obs["patient"]) == ["GTEX-1117F", "GTEX-1117F", "K-562"]
-    assert data.obs["organ"].astype(object).fillna("-").tolist() == ["adipose tissue", "muscle", "-"]
+    assert data.obs["organ"].astype(object).fillna("-").tolist() == ["cervix", "muscle", "-"]
     assert data.obs["sex"].astype(object).fillna("-").tolist() == ["Female", "Female", "-"]
     np.testing.assert_allclose(np.asarray(data.X, np.float32), np.log2([[1, 700001], [4, 8], [2, 1.5]]), atol=0.008)
     assert data.uns["units"] == "log2(TPM+1)" and list(data.var["symbol"]) == ["DDX11L1", "X"]
@@ -292,27 +407,26 @@ def test_gtex_groups_tissues_by_donor_and_keeps_log2_tpm(folder):
     (lambda text: text.replace("2\t3", "2\t4", 1), "states 2 genes x 4 samples"),
     (lambda text: text.replace("Description", "Gene"), "no columns Name and Description"),
     (lambda text: text.replace("700000", "-1"), "numbers from 0 up"),
-    (lambda text: text.replace("700000", ""), "numbers from 0 up")])
+    (lambda text: text.replace("700000", "many"), "numbers from 0 up"),
+    (lambda text: text + "a\tb\tc\td\te\tf\n", "cannot be read as a gzipped table")])
 def test_a_gct_file_that_breaks_its_promise_is_refused(folder, change, said):
     small_gtex(folder, change)
     with pytest.raises(ValueError, match=said): load("gtex", folder)
 
 
-@pytest.mark.parametrize("genes_at_a_time", [1, 2, 3])
-def test_blocks_of_genes_come_back_in_the_order_of_the_file(folder, genes_at_a_time):
-    small_gtex(folder)
-    path, = folder.glob("*.gct.gz")
-    X, _, genes = gtex.read_gtex(path, genes_at_a_time)
-    np.testing.assert_array_equal(X[1], [2, 3])
-    assert genes["symbol"].to_dict() == {"ENSG00000223972.5": "DDX11L1", "ENSG1.1": "X"}
+GTEX_TISSUES = """Adipose Tissue, Adrenal Gland, Bladder, Blood, Blood Vessel, Bone Marrow, Brain, Breast, Cervix Uteri,
+    Colon, Esophagus, Fallopian Tube, Heart, Kidney, Liver, Lung, Muscle, Nerve, Ovary, Pancreas, Pituitary, Prostate,
+    Salivary Gland, Skin, Small Intestine, Spleen, Stomach, Testis, Thyroid, Uterus, Vagina"""
 
 
-@pytest.mark.parametrize("table, column", [("SampleAttributesDS", "SMTS"), ("SubjectPhenotypesDS", "AGE")])
-def test_a_table_of_gtex_without_a_column_is_refused_by_its_name(folder, table, column):
-    small_gtex(folder)
-    path, = folder.glob(f"*{table}.txt")
-    path.write_text(path.read_text().replace(f"\t{column}\t", "\tOTHER\t"))
-    with pytest.raises(ValueError, match=f"{table}.txt has no column {column}: fetch it again"): load("gtex", folder)
+def test_an_organ_has_one_name_in_all_sources():
+    names = {tcga.organ_name(name.strip()) for name in GTEX_TISSUES.split(",")}
+    of_their_own = {"adipose tissue", "blood vessel", "bone marrow", "fallopian tube", "heart", "muscle", "nerve",
+                    "pituitary", "salivary gland", "small intestine", "spleen", "vagina"}
+    assert names - set(tcga.ORGANS.values()) == of_their_own and len(names) == 31
+    files = [file.name.split("-rsem")[0] for file in sources()["rnaseqdb"].files if file.name.endswith("gtex.txt.gz")]
+    assert {tcga.organ_name(name) for name in files} <= names
+    assert tcga.organ_name("esophagus_muc") == "esophagus"
 
 
 # tcga-mirna: damaged or foreign R files
@@ -396,6 +510,42 @@ def test_every_source_is_listed():
     assert {"archs4", "coadread", "gtex", "rnaseqdb", "tcga", "tcga-mirna", "toy"} <= set(datasets())
 
 
+FETCHED = sorted(set(datasets()) & set(sources()))
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_a_loader_reads_no_source_but_its_own_and_those_it_needs(name, monkeypatch):
+    read = []
+    for module in (tcga, rnaseqdb, archs4, gtex):
+        for function in [function for function in vars(module) if function.startswith("_build")]:
+            monkeypatch.setattr(module, function, lambda *folders: {})
+        monkeypatch.setattr(module, "built", lambda name, folder, layout, build: read.append(name) or build(Path()))
+        monkeypatch.setattr(module, "fetch", lambda name, folder: read.append(name), raising=False)
+    assert load_only(name) is not None
+    assert read[0] == name and set(read[1:]) == set(sources()[name].needs)
+
+
+def load_only(name):
+    "What the registered loader returns, unchecked."
+    from ssl_expr import data
+    return data._loaders[name](None)
+
+
+def test_rnaseqdb_without_the_labels_fails_when_it_is_fetched(folder):
+    write_gzip(folder/"coad-rsem-count-tcga.txt.gz", "")
+    with pytest.raises(FileNotFoundError, match="does not hold paper_label.parquet: put it there"):
+        fetch("rnaseqdb", folder, progress=False)
+
+
+@pytest.mark.parametrize("name", FETCHED)
+@pytest.mark.parametrize("content", [{}, {"notes.txt": "hello", "counts.csv": "a,b"}])
+def test_an_empty_or_a_foreign_folder_is_one_sentence(folder, name, content):
+    for file, text in content.items(): (folder/file).write_text(text)
+    with pytest.raises(FileNotFoundError) as refusal: load(name, folder)
+    said = str(refusal.value)
+    assert said.startswith(str(folder)) and "\n" not in said and "hold" in said
+
+
 # the original files
 
 @pytest.mark.real_data
@@ -416,6 +566,8 @@ def test_tcga_mirna_has_the_published_numbers(real_data):
     assert len(both) == 644
     assert obs["sample_type"].value_counts()["normal tissue"] == 659
     assert obs["cancer_type"].nunique() == 19
+    assert not obs.loc[~tumour, ["subtype", "stage", "survival_days", "died"]].notna().any(axis=None)
+    assert obs.loc[tumour, ["subtype", "stage", "survival_days", "died"]].notna().any().all()
 
 
 @pytest.mark.real_data
