@@ -109,6 +109,7 @@ def prepare(
     label:str="",                    # sample annotation to predict; empty: the data set's first
     units:str="",                    # of a file that states none: counts, log2(x+1) ...; empty: as stated or guessed
     annotations:str="",              # second file with annotations of the samples; empty: none
+    orientation:str="auto",          # what the rows of a file are: samples, genes, or auto: found out
     protocol:str="strict",           # "strict" (patients apart, fitted on training rows) or "paper"
     split:int=0,                     # which split: seeds the draw of patients
     genes:int=0,                     # keep this many most variable genes; 0: all
@@ -123,7 +124,8 @@ def prepare(
     "Load, split by patient, fit the preprocessing on the rows it may see, transform all rows."
     from ssl_expr.data import fingerprint, load  # here: runs that only read the result need not wait for these
     from ssl_expr.preprocess import preprocessor
-    adata = load(dataset, labels=[label] if label else [], units=units or None, annotations=annotations or None)
+    adata = load(dataset, labels=[label] if label else [], units=units or None, annotations=annotations or None,
+                 orientation=orientation)
     if not adata.uns["labels"]: raise ValueError(f"{dataset} has no label column: name one with `label`.")
     label = adata.uns["labels"][0]
     used, labels, left_out = _choose(adata.obs[label], min_class_size, labelled_only)
