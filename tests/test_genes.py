@@ -97,9 +97,9 @@ def test_two_versions_of_one_gene_are_duplicates():
 
 
 def test_a_former_symbol_is_followed_unless_several_genes_had_it():
-    renamed, report = rename_genes(data(["SEPT2", "MARCH1", "QARS", "TP53"]), "symbol")
+    renamed, report = rename_genes(data(["SEPT2", "MARCH1", "QARS", "TP53", "no-gene"]), "symbol")
     assert list(renamed.var_names) == ["SEPTIN2", "MARCHF1", "TP53"]
-    assert report.ambiguous == report.unmapped == ("QARS",) and report.n_renamed == 2
+    assert report.ambiguous == ("QARS",) and report.unmapped == ("QARS", "no-gene") and report.n_renamed == 2
 
 
 def test_a_symbol_borne_today_is_not_taken_for_the_former_one_of_another_gene():
@@ -200,6 +200,14 @@ def test_numbers_in_a_column_serve_where_the_mapping_has_none_and_zero_is_no_num
     adata = data(["TP53", "KRAS", "LOC1", "LOC2"], entrez=["7157", "   3845", "100130426", "0"])
     renamed, report = rename_genes(adata, "entrez")
     assert list(renamed.var_names) == ["7157", "3845", "100130426"] and report.unmapped == ("LOC2",)
+
+
+def test_a_number_that_is_wanted_and_there_stays_when_it_is_the_one_that_decides():
+    adata = data(["ENSG00000999999.1", "ENSG00000133703.2"], entrez=[7157, 3845])     # the first is not in the mapping
+    assert list(rename_genes(adata, "ensembl")[0].var_names) == ["ENSG00000999999", "ENSG00000133703"]
+    sisters = data(["ACTG1", "TP53"], entrez=[60, 7157])     # 60 is ACTB: the file is wrong
+    assert list(rename_genes(sisters, "entrez")[0].var_names) == ["71", "7157"]
+    assert list(rename_genes(sisters, "entrez", trust="entrez")[0].var_names) == ["60", "7157"]
 
 
 def test_columns_alone_are_enough():
