@@ -396,6 +396,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ssl_expr.preprocess._refuse': ('preprocess.html#_refuse', 'ssl_expr/preprocess.py'),
                                      'ssl_expr.preprocess._refuse_unmeasured': ( 'preprocess.html#_refuse_unmeasured',
                                                                                  'ssl_expr/preprocess.py'),
+                                     'ssl_expr.preprocess._top': ('preprocess.html#_top', 'ssl_expr/preprocess.py'),
                                      'ssl_expr.preprocess._understood': ('preprocess.html#_understood', 'ssl_expr/preprocess.py'),
                                      'ssl_expr.preprocess.fit_in_blocks': ('preprocess.html#fit_in_blocks', 'ssl_expr/preprocess.py'),
                                      'ssl_expr.preprocess.preprocessor': ('preprocess.html#preprocessor', 'ssl_expr/preprocess.py'),

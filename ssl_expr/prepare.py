@@ -115,6 +115,7 @@ def prepare(
     genes:int=0,                     # keep this many most variable genes; 0: all
     min_class_size:int=15,           # classes with fewer samples lose their label (they still serve pretraining)
     labelled_only:bool=False,        # True: rows without a label are left out altogether (the paper's sample list)
+    quantile:bool=False,             # strict: quantile normalisation against the training rows (paper: always)
     batch:str="",                    # paper only: annotation whose shifts ComBat removes in each class; empty: none
     test_share:float=0.2,            # share of the labelled patients in the test set
     validation_share:float=0.15,     # share of the labelled patients that select the epoch, to the nearest fold
@@ -135,7 +136,7 @@ def prepare(
     shares = test_share, validation_share, labelled_share
     rows = make_split(labels, patients, protocol, split, *shares, disjoint_pretraining)
     fitted_on = fitting_rows(rows, protocol)
-    steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None)
+    steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None, quantile=quantile)
     X = torch.from_numpy(_matrix(steps, adata.X, used, fitted_on, batches, labels))
     classes = sorted(set(labels) - {None})
     codes = np.array([classes.index(name) if name else -1 for name in labels])

@@ -236,10 +236,14 @@ def _understood(units:str) -> Units:
     advice = "give the values before scaling" if scaled else "state the units"
     raise ValueError(f"units {units!r} cannot be preprocessed, known are {', '.join(LINEAR)} and log2(...+1): {advice}")
 
+def _top(n_genes:int|None) -> list[tuple[str, Any]]:
+    return [] if n_genes is None else [("top", GeneFilter(n_top=n_genes))]
+
 def preprocessor(
     protocol:str="strict",       # strict | paper
     units:str="counts",          # of the matrix: counts, log2(counts+1), TPM, FPKM, RPM, CPM, RSEM, log2(...)
     n_genes:int|None=None,       # keep the most variable genes (all if there are fewer), None = all
+    quantile:bool=False,         # strict: quantile normalisation too, against the fitting rows (paper: always)
 )->Pipeline:                     # unfitted; fit it on `splits.fitting_rows`
     "The steps that `protocol` needs for numbers in these units."
     known = _understood(units)
@@ -247,12 +251,12 @@ def preprocessor(
     if protocol == "strict":
         depth:list[tuple[str, Any]] = [("depth", DepthNormalise())] if known.quantity == "counts" else []
         if depth and known.log: depth, log = [("unlog", UndoLog2()), *depth], [("log", Log2())]
-        steps = [*depth, *log,
-                 ("genes", GeneFilter(n_top=n_genes)), ("fill", FillMissing()), ("scale", ZScore(clip=True))]
+        first, top = (None, [("quantile", QuantileNormalise()), *_top(n_genes)]) if quantile else (n_genes, [])
+        steps = [*depth, *log, ("genes", GeneFilter(n_top=first)), ("fill", FillMissing()), *top,
+                 ("scale", ZScore(clip=True))]
     elif protocol == "paper":
-        top = [] if n_genes is None else [("top", GeneFilter(n_top=n_genes))]
         steps = [("genes", GeneFilter(max_missing=1.0)), ("fill", FillMissing()), *log,
-                 ("quantile", QuantileNormalise()), *top, ("scale", ZScore(clip=False))]
+                 ("quantile", QuantileNormalise()), *_top(n_genes), ("scale", ZScore(clip=False))]
     else: raise ValueError(f"unknown protocol {protocol!r}: known are strict, paper")
     return Pipeline(steps)
 

@@ -164,6 +164,18 @@ def test_units_decide_the_steps_so_no_logarithm_is_taken_twice(protocol, units, 
     assert [name for name, _ in preprocessor(protocol, units).steps] == steps
 
 
+def test_strict_may_normalise_quantiles_against_the_training_rows_only():
+    data = toy(120, n_genes=50).X
+    pipeline = preprocessor("strict", "counts", 20, quantile=True).fit(data[:80])
+    assert list(pipeline.named_steps) == ["depth", "log", "genes", "fill", "quantile", "top", "scale"]
+    quantiles = pipeline[:5].transform(data[80:])
+    np.testing.assert_allclose(quantiles.mean(1), pipeline["quantile"].reference_.mean(), rtol=1e-5)  # ties share means
+    noisy = np.vstack([data[:80], np.random.default_rng(0).poisson(9, data[80:].shape)])
+    again = preprocessor("strict", "counts", 20, quantile=True).fit(noisy[:80])
+    np.testing.assert_array_equal(again.transform(data), pipeline.transform(data))
+    assert pipeline.transform(data).shape == (120, 20)
+
+
 @pytest.mark.parametrize("units, advice", [("z-score", "before scaling"), ("Z-score of log2", "before scaling"),
                                            ("unknown", "state the units"), ("", "state the units")])
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
