@@ -170,7 +170,7 @@ def test_strict_may_normalise_quantiles_against_the_training_rows_only():
     assert list(pipeline.named_steps) == ["depth", "log", "genes", "fill", "quantile", "top", "scale"]
     quantiles = pipeline[:5].transform(data[80:])
     np.testing.assert_allclose(quantiles.mean(1), pipeline["quantile"].reference_.mean(), rtol=1e-5)  # ties share means
-    noisy = np.vstack([data[:80], np.random.default_rng(0).poisson(9, data[80:].shape)])
+    noisy = np.vstack([data[:80], np.random.default_rng(0).poisson(9, data[80:].shape).astype(np.float32)])
     again = preprocessor("strict", "counts", 20, quantile=True).fit(noisy[:80])
     np.testing.assert_array_equal(again.transform(data), pipeline.transform(data))
     assert pipeline.transform(data).shape == (120, 20)
