@@ -45,7 +45,7 @@ def _choose(
     small = sorted({str(name) for name in stated.dropna().unique()} - set(labels))
     return used, labels[used], dict(n_left_out=len(labels) - len(used), small_classes=small)
 
-# %% ../nbs/17_prepare.ipynb #cell-11
+# %% ../nbs/17_prepare.ipynb #94195945
 def _available_memory() -> float:
     "Bytes that can be had without pushing other programs out of memory; where the system does not say, all of it."
     try: lines = Path("/proc/meminfo").read_text().splitlines()
@@ -60,6 +60,7 @@ def _check_memory(n_samples:int, n_genes:int) -> None:
         raise MemoryError(f"the prepared matrix of {n_samples:,} samples x {n_genes:,} genes needs {needed/1e9:.1f} GB "
                           f"and {available/1e9:.1f} GB of memory are available: choose genes=... to keep fewer")
 
+# %% ../nbs/17_prepare.ipynb #cell-11
 def _matrix(
     steps:Any,                    # an unfitted pipeline, z-score last
     X:np.ndarray,                 # (N, G), in memory or memmapped

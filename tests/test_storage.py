@@ -30,9 +30,18 @@ def test_tensors_and_metadata_come_back_as_they_went(tmp_path):
 
 def test_tensors_that_share_memory_or_have_transposed_strides_are_stored_right(tmp_path):
     base = torch.arange(6.).reshape(2, 3)
-    save_tensors(tmp_path/"a", {"base": base, "view": base.T}, {})
+    given = {"base": base, "view": base.T, "same": base, "row": base[1], "flat": base.reshape(-1)}
+    save_tensors(tmp_path/"a", given, {})
     tensors, _ = load_tensors(tmp_path/"a")
-    assert torch.equal(tensors["view"], base.T) and torch.equal(tensors["base"], base)
+    for name in given: assert torch.equal(tensors[name], given[name]), name
+
+
+def test_a_tensor_that_shares_no_memory_is_not_copied(tmp_path, monkeypatch):
+    tensors = {"a": torch.ones(3, 2), "b": torch.zeros(4), "part": torch.arange(9.)[2:5]}
+    monkeypatch.setattr(torch.Tensor, "clone", None)
+    save_tensors(tmp_path/"a", tensors, {})
+    monkeypatch.undo()
+    assert torch.equal(load_tensors(tmp_path/"a")[0]["part"], tensors["part"])
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):
