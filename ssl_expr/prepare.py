@@ -57,7 +57,7 @@ def _available_memory() -> float:
 def _check_memory(n_samples:int, n_genes:int) -> None:
     needed, available = 4*n_samples*n_genes, _available_memory()
     if needed > available:
-        raise MemoryError(f"the prepared matrix of {n_samples:,} samples x {n_genes:,} genes needs {needed/1e9:.1f} GB "
+        raise ValueError(f"the prepared matrix of {n_samples:,} samples x {n_genes:,} genes needs {needed/1e9:.1f} GB "
                           f"and {available/1e9:.1f} GB of memory are available: choose genes=... to keep fewer")
 
 # %% ../nbs/17_prepare.ipynb #cell-11
@@ -143,7 +143,7 @@ def prepare(
     codes = np.array([classes.index(name) if name else -1 for name in labels])
     facts = dict(dataset=dataset, label=label, protocol=protocol, split=split,
                  units=adata.uns["units"], fingerprint=fingerprint(adata),
-                 provenance={name: str(text) for name, text in adata.uns["provenance"].items()},
+                 provenance={name: str(text) for name, text in adata.uns.get("provenance", {}).items()},
                  n_samples=len(used), n_genes_measured=adata.n_vars, n_patients=len(set(patients)),
                  n_fitted=len(fitted_on), batch=batch, batch_fingerprint=_digest(batches), **left_out)
     samples = list(map(str, obs.index))

@@ -164,7 +164,7 @@ def test_more_genes_than_memory_has_room_for_are_refused_in_one_sentence(monkeyp
     monkeypatch.setattr(prepare_module, "_available_memory", lambda: 4*300*50)
     assert prepare("toy", genes=50).X.shape == (300, 50)
     monkeypatch.setattr(preprocess, "transform_in_blocks", None)      # nothing is made
-    with pytest.raises(MemoryError, match="300 samples x 51 genes needs 0.0 GB and 0.0 GB .* choose genes=") as refusal:
+    with pytest.raises(ValueError, match="300 samples x 51 genes needs 0.0 GB and 0.0 GB .* choose genes=") as refusal:
         prepare("toy", genes=51)
     assert "\n" not in str(refusal.value)
 
