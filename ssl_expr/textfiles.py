@@ -143,6 +143,9 @@ def _scan(
             if line.endswith(b"\n"): ends.add(line[-2:] == b"\r\n")
             if number <= skip: continue
             if not text: blank += 1; continue
+            if not header and text.startswith("#"):
+                notes.append(f"line {number} is a comment and was skipped")
+                continue
             if not header:
                 header, top = _fields(text, separator, path, number), number
                 _check_header(header, separator, path)
@@ -162,7 +165,7 @@ def _scan(
 def _refuse_ragged(path:Path, number:int, count:int, wanted:int, first:bool) -> None:
     if first and count > wanted:
         raise ValueError(f"{path} has {wanted} names in its header but {count} columns in line {number}: name "
-                         "every column, the first holds the row names")
+                         "every column, the first holds the row names (in R: write.table(..., col.names = NA))")
     raise ValueError(f"{path} has {count} fields in line {number} but {wanted} in its header: complete or correct the "
                      "line")
 

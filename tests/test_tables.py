@@ -486,3 +486,19 @@ def test_a_bad_header_of_hdf5_never_crashes(tmp_path):
         (tmp_path/"bad.h5ad").write_bytes(content[:place] + struct.pack("<Q", 2**63 - 1) + content[place + 8:])
         try: load(tmp_path/"bad.h5ad")
         except ValueError as error: assert "\n" not in str(error)
+
+
+def test_a_count_table_of_featurecounts_is_read_and_its_comment_is_mentioned(tmp_path):
+    head = ["Geneid", "Chr", "Start", "End", "Strand", "Length", "GSM1", "GSM2"]
+    rows = [["TP53", "17;17", "1;9", "5;12", "-;-", "8", "3", "4"], ["MYC", "8", "2", "7", "+", "6", "0", "9"]]
+    lines = ["# Program:featureCounts v2.0.1", *("\t".join(row) for row in [head, *rows])]
+    (tmp_path/"counts.txt").write_text("\n".join(lines) + "\n")
+    data = read_table(tmp_path/"counts.txt")
+    np.testing.assert_array_equal(data.X, [[3, 0], [4, 9]])
+    assert list(data.obs_names) == ["GSM1", "GSM2"] and list(data.var_names) == ["TP53", "MYC"]
+    assert any("line 1 is a comment and was skipped" in text for text in data.uns["provenance"].values())
+
+
+def test_a_comment_below_the_header_is_no_comment(tmp_path):
+    (tmp_path/"mine.csv").write_text("id,A,B\n# s1,1,2\ns2,3,4\n")
+    assert list(read_table(tmp_path/"mine.csv").obs_names) == ["# s1", "s2"]
