@@ -534,6 +534,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.tables._read_gct': ('tables.html#_read_gct', 'ssl_expr/tables.py'),
                                  'ssl_expr.tables._read_h5ad': ('tables.html#_read_h5ad', 'ssl_expr/tables.py'),
                                  'ssl_expr.tables._refuse_dates': ('tables.html#_refuse_dates', 'ssl_expr/tables.py'),
+                                 'ssl_expr.tables._refuse_totals': ('tables.html#_refuse_totals', 'ssl_expr/tables.py'),
                                  'ssl_expr.tables._refuse_twice': ('tables.html#_refuse_twice', 'ssl_expr/tables.py'),
                                  'ssl_expr.tables._table': ('tables.html#_table', 'ssl_expr/tables.py'),
                                  'ssl_expr.tables._text_columns': ('tables.html#_text_columns', 'ssl_expr/tables.py'),

@@ -117,6 +117,11 @@ def _report_genes(adata:anndata.AnnData, values:_Values, report:Inspection) -> N
     known = len(plain & known_genes(kind)) if kind not in ("unknown", "mirna") else 0
     text = f"{kind} names" + (f", {known/len(plain):.1%} of them known human genes" if known else "")
     if kind == "unknown": text = "names of no known kind: of use alone, not beside other data"
+    words = re.compile("[a-z][a-z_. ]*") if kind in ("symbol", "ensembl", "entrez") else re.compile("(?!)")
+    foreign = [name for name in names if words.fullmatch(name)]
+    if foreign:
+        report.reservations.append(f"{len(foreign)} names such as {foreign[0]!r} are no genes: if they annotate "
+                                   "samples, move them to a second file, or the label may be among the inputs")
     constant = int(values.constant.sum())
     report.facts["genes"] = f"{text}; {constant or 'none'} constant"
     if constant > len(names)/2:

@@ -135,7 +135,7 @@ def prepare(
     patients = obs["patient"].astype(str).to_numpy()
     batches = _batches(obs, batch, protocol)
     shares = test_share, validation_share, labelled_share
-    rows = make_split(labels, patients, protocol, split, *shares, disjoint_pretraining)
+    rows = make_split(labels, patients, protocol, split, *shares, disjoint_pretraining, min_class_size)
     fitted_on = fitting_rows(rows, protocol)
     steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None, quantile=quantile)
     X = torch.from_numpy(_matrix(steps, adata.X, used, fitted_on, batches, labels))

@@ -60,6 +60,13 @@ _MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec)"
 _DATE = re.compile(rf"\d{{1,2}}[-/. ]{_MONTH}([-/. ]\d{{2,4}})?|{_MONTH}[-/. ]\d{{1,4}}|"
                    r"\d{4}-\d{2}-\d{2}( 00:00:00)?|\d{1,2}/\d{1,2}/\d{2,4}|\d\.\d+e\+\d+", re.I)
 
+_NO_GENE = re.compile(r"__\w+|N_(unmapped|multimapping|noFeature|ambiguous)")     # totals of htseq-count and STAR
+
+def _refuse_totals(genes:Sequence[str], path:Path) -> None:
+    totals = [gene for gene in genes if _NO_GENE.fullmatch(gene)]
+    if totals: raise ValueError(f"{path} counts reads of no gene under {totals[0]!r} ({len(totals)} such entries): "
+                                "remove them, or they enter the depth of every sample")
+
 def _refuse_dates(genes:Sequence[str], path:Path) -> None:
     dates = [name for name in genes if _DATE.fullmatch(name)]
     if dates: raise ValueError(f"{path} has gene {dates[0]!r}, a name that Excel has changed ({len(dates)} such genes; "
@@ -92,6 +99,7 @@ def _assemble(
     genes, ids = (rows, [columns[j] for j in kept])[::1 if turned else -1]
     for names, what in ((genes, "gene"), (ids, "sample")): check_names(pd.Index(names), what, str(path))
     _refuse_dates(genes, path)
+    _refuse_totals(genes, path)
     def place(row:int, column:int) -> str:
         return place_of(column, row, genes, ids) if turned else place_of(row, column, genes, ids)
     X = _numbers(frame.iloc[:, kept], place, path)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ssl_expr.data import load, toy
+from ssl_expr.genes import known_genes
 from ssl_expr.inspection import inspect_file
 from ssl_expr.prepare import prepare
 
@@ -167,3 +168,12 @@ def test_a_matrix_on_the_disk_gives_the_same_page(tmp_path, monkeypatch):
 
 def test_a_named_data_set_is_loaded_unchecked_only_by_request():
     assert load("toy", check=False).shape == load("toy").shape
+
+
+def test_numbers_that_annotate_samples_are_suspected_among_the_genes(tmp_path):
+    data = toy(60, n_genes=40)
+    data.var_names = [*sorted(known_genes("symbol"))[:38], "stage", "os_days"]
+    report = inspect_file(saved(data, tmp_path))
+    assert any("2 names such as 'stage' are no genes" in text for text in report.reservations)
+    data.var_names = sorted(known_genes("symbol"))[:40]
+    assert not any("are no genes" in text for text in inspect_file(saved(data, tmp_path)).reservations)

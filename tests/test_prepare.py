@@ -222,3 +222,12 @@ def test_loading_checking_preparing_and_saving_all_genes_takes_the_result_and_a_
     result, preparing, saving = map(float, answer.stdout.split())
     assert result == pytest.approx(4*np.prod(FORTIETH_OF_ARCHS4)/2**20)
     assert preparing < result + 160 and saving - preparing < 20, answer.stdout
+
+
+def test_a_class_as_small_as_was_asked_for_can_be_split(tmp_path):
+    data = toy(150, unlabelled=0)
+    rare = np.flatnonzero(data.obs["label"] == "class-2")
+    data[np.setdiff1d(np.arange(150), rare[10:])].write_h5ad(tmp_path/"mine.h5ad")     # ten are left
+    path = str(tmp_path/"mine.h5ad")
+    assert prepare(path).classes == ["class-0", "class-1"]
+    assert prepare(path, min_class_size=8).classes == ["class-0", "class-1", "class-2"]

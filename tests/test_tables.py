@@ -502,3 +502,10 @@ def test_a_count_table_of_featurecounts_is_read_and_its_comment_is_mentioned(tmp
 def test_a_comment_below_the_header_is_no_comment(tmp_path):
     (tmp_path/"mine.csv").write_text("id,A,B\n# s1,1,2\ns2,3,4\n")
     assert list(read_table(tmp_path/"mine.csv").obs_names) == ["# s1", "s2"]
+
+
+@pytest.mark.parametrize("row", ["__no_feature", "N_unmapped"])
+def test_totals_that_count_reads_of_no_gene_are_refused(tmp_path, row):
+    (tmp_path/"htseq.tsv").write_text(f"gene\tGSM1\tGSM2\nTP53\t3\t4\nMYC\t1\t2\n{row}\t99\t98\n")
+    with pytest.raises(ValueError, match=f"htseq.tsv counts reads of no gene under '{row}' .*: remove them"):
+        read_table(tmp_path/"htseq.tsv")
