@@ -42,7 +42,8 @@ def keep_run(
 
 # %% ../nbs/73_keep.ipynb #cell-11
 def read_kept(
-    place:Path|str,  # of the kept target
+    place:Path|str,       # of the kept target
+    whole:bool=True,      # False: the record only, whatever became of the files
 )->dict[str, Any]|None:
     "The record of a kept run, `None` if it was never kept; ValueError if a file is missing or not what was kept."
     place = Path(place)
@@ -50,6 +51,6 @@ def read_kept(
     if not path.is_file(): return None
     record = read_json(path)
     files = {place.with_name(name): sha256 for name, sha256 in record.get("kept", {}).items()}
-    if not files or not all(file.is_file() and digest(file) == sha256 for file, sha256 in files.items()):
+    if not files or whole and not all(file.is_file() and digest(file) == sha256 for file, sha256 in files.items()):
         raise ValueError(f"{place} is damaged or incomplete: it is not what was kept of the run.")
     return record
