@@ -248,7 +248,7 @@ def collect(
     for part in parts_in(collection, plan):
         runs = plan.of(*COLLECTIONS[collection].experiments, part=part)
         for name, table in COLLECTORS[collection](plan, runs).items():
-            table.insert(0, "part", part)
+            if "part" not in table: table.insert(0, "part", part)  # in a map it tells training from test
             tables.setdefault(name, []).append(table)
     folder = repository()/"figures"/"data"/plan.name
     for name, found in tables.items():
