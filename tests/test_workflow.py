@@ -257,7 +257,7 @@ def test_a_run_done_again_is_the_same_to_the_last_bit_or_is_said_not_to_be(keepi
     assert answer.returncode == 0 and "bit-identical" in answer.stdout, answer.stdout + answer.stderr
     place = study.folder/KEPT/target
     predictions = pd.read_parquet(place)
-    predictions.assign(called=(predictions["truth"] + 1) % 3).to_parquet(place, index=False)
+    predictions.assign(truth=(predictions["truth"] + 1) % 3).to_parquet(place, index=False)
     record = json.loads(place.with_suffix(".json").read_text())
     record["kept"][place.name] = digest(place)
     place.with_suffix(".json").write_text(json.dumps(record))
