@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELLS', 'MAPPED', 'RUN_OF_BOTH', 'COLLECTORS', 'predictions_of', 'by_cell', 'curves', 'architectures',
            'pretraining_sizes', 'corruption', 'grid', 'class_table', 'classes', 'settings', 'thinned', 'embeddings',
-           'history', 'costs', 'in_common', 'shortcuts', 'behind', 'collect', 'smaller']
+           'history', 'costs', 'in_common', 'shortcuts', 'phenotypes', 'behind', 'collect', 'smaller']
 
 # %% ../nbs/77_collect.ipynb #cell-03
 import json
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .evaluate import METRICS, differences, gain_areas, interval, label_curves, resample, saved
+from .evaluate import against, differences, interval, label_curves, resample
 from .files import atomic, write_atomic
-from .metrics import LOWER_IS_BETTER
+from .metrics import LOWER_IS_BETTER, METRICS
 from .objective import objectives
 from .prepare import load_prepared
 from .pretrain import training_settings
 from .run import repository
+from .savings import gain_areas, saved
 from .study import COLLECTIONS, Plan, PlannedRun, parts_in, runs_behind
 
 # %% ../nbs/77_collect.ipynb #cell-06
@@ -42,7 +43,7 @@ def predictions_of(
 
 CELLS = dict(  # experiment -> columns that tell the cells of its grid apart
     architectures=["depth", "width"], pretraining_sizes=["n_pretrain"], corruption=["replacement", "corruption_rate"],
-    grid=["depth", "width", "dropout"])
+    grid=["depth", "width", "dropout"], phenotypes=["outcome"])
 
 def by_cell(
     predictions:pd.DataFrame,   # from `predictions_of`
@@ -73,7 +74,8 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     common = set.intersection(*(set(part["split"]) for _, part in predictions.groupby("protocol")))
     tables["protocols"] = label_curves(predictions[predictions["split"].isin(common)])  # where both protocols ran
     references = [name for name in ("scratch", *own["baselines"]) if name in set(predictions["arm"])]
-    return tables | dict(difference=differences(drawn, references), labels_saved=saved(drawn))
+    linear = [name for name in references if name == "scratch" or name.startswith("logistic")]
+    return tables | dict(difference=differences(drawn, references), labels_saved=saved(drawn, linear))
 
 def architectures(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "Gain over the from-scratch network of the same shape, and the spectra of the embeddings."
@@ -177,22 +179,14 @@ def in_common(
     tested = [set(frame[sample].itertuples(index=False, name=None)) for frame in both]
     return both[0], both[1], tested[0] == tested[1]
 
-def _from_scratch(points:pd.DataFrame)->tuple[np.ndarray, np.ndarray]:
-    "Positions of the arms, and of the network from scratch at the same protocol and label share."
-    where = points[["protocol", "fraction"]].apply(tuple, axis=1)
-    plain = where[(points["arm"] == "scratch") & (points["mode"] == "unfrozen")]
-    theirs = where.map(dict(zip(plain, plain.index, strict=True))).fillna(-1).to_numpy(int)
-    ours = np.flatnonzero((theirs >= 0) & (theirs != points.index))
-    return ours, theirs[ours]
-
 def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "What a shortcut adds to the score of every arm, and to its gain over the network from scratch."
-    against = plan.parts[runs[0].part]["against"]
-    straight = plan.of(*COLLECTIONS["shortcuts"].experiments, part=against)
+    other = plan.parts[runs[0].part]["against"]
+    straight = plan.of(*COLLECTIONS["shortcuts"].experiments, part=other)
     *both, paired = in_common(predictions_of(plan, runs), predictions_of(plan, straight))
     drawn = [resample(frame, seed=seed) for frame, seed in zip(both, (0, 0 if paired else 1), strict=True)]
     points = drawn[0].points[["protocol", "arm", "mode", "fraction", "n_labels"]]
-    ours, theirs = _from_scratch(points)
+    ours, theirs = against(drawn[0], "scratch") if "scratch" in set(points["arm"]) else (np.array([], int),)*2
     gains = points.iloc[ours].assign(arm=points["arm"].iloc[ours] + " − scratch")
     tables = []
     for rows, values in ((points, lambda scores: scores), (gains, lambda scores: scores[ours] - scores[theirs])):
@@ -205,14 +199,19 @@ def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
                 difference=means[0][:, m] - means[1][:, m], low=low[:, m], high=high[:, m], verdict=verdict))
     columns = ["against", "protocol", "arm", "mode", "metric", "fraction", "n_labels", "score", "score_against",
                "difference", "low", "high", "verdict", "paired"]
-    table = pd.concat(tables, ignore_index=True).assign(against=against, paired=paired)
+    table = pd.concat(tables, ignore_index=True).assign(against=other, paired=paired)
     return dict(shortcuts=table.reindex(columns=columns))
 
 # %% ../nbs/77_collect.ipynb #cell-09f
+def phenotypes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
+    "Scores for other phenotypes than the label, and for survival."
+    from ssl_expr.phenotypes import collect_phenotypes
+    return collect_phenotypes(plan, runs)
+
 COLLECTORS:dict[str, Callable[[Plan, list[PlannedRun]], dict[str, pd.DataFrame]]] = dict(
     curves=curves, shortcuts=shortcuts, architectures=architectures, pretraining_sizes=pretraining_sizes,
     corruption=corruption, grid=grid, classes=classes, settings=settings, embeddings=embeddings, history=history,
-    costs=costs)
+    phenotypes=phenotypes, costs=costs)
 
 # %% ../nbs/77_collect.ipynb #cell-11
 def _data(plan:Plan, part:str)->dict[str, Any]:

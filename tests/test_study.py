@@ -11,10 +11,21 @@ import pytest
 from ssl_expr import cli, collect, study
 from ssl_expr.cli import check_methods, main
 from ssl_expr.keep import kept_path
-from ssl_expr.run import check_parameters, declared, digest, parameters, read_result, repository
 from ssl_expr.reproduce import compare
-from ssl_expr.study import DEFAULTS, Plan, PlannedRun, code_behind, collections, figures, parts_in, profiles
-from ssl_expr.study import read_profile, runs_behind, tables_read
+from ssl_expr.run import check_parameters, declared, digest, parameters, read_result, repository
+from ssl_expr.study import (
+    DEFAULTS,
+    Plan,
+    PlannedRun,
+    code_behind,
+    collections,
+    figures,
+    parts_in,
+    profiles,
+    read_profile,
+    runs_behind,
+    tables_read,
+)
 
 EXPERIMENTS = sorted(path.stem for path in (repository()/"nbs"/"experiments").glob("*.ipynb"))
 
@@ -295,8 +306,9 @@ def test_a_repeated_run_is_judged_by_the_interval_of_the_kept_one(tmp_path):
     def predict(share, seed):
         random = np.random.default_rng(seed)
         called = np.where(random.random(60) < share, truth, (truth + 1) % 3)
-        return pd.DataFrame(dict(mode="frozen", fraction=0.5, repeat=0, sample=range(60), patient=np.arange(60).astype(str),
-                                 truth=truth, n_labels=9, called=called, log_loss=0.5, confidence=0.9, auroc=0.8))
+        patient = np.arange(60).astype(str)
+        return pd.DataFrame(dict(mode="frozen", fraction=0.5, repeat=0, sample=range(60), patient=patient, truth=truth,
+                                 n_labels=9, called=called, log_loss=0.5, confidence=0.9, auroc=0.8))
     run = PlannedRun("label_curve", "", {}, arm="scarf", protocol="strict")
     for name, share, seed in (("kept", 0.7, 1), ("same", 0.7, 1), ("near", 0.7, 2), ("far", 0.2, 3)):
         predict(share, seed).to_parquet(tmp_path/f"{name}.parquet")
