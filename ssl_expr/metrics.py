@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'LOWER_IS_BETTER', 'SCORED', 'BINS', 'metrics_from_counts', 'calibration_error', 'auroc_contributions',
-           'score_samples', 'weighted_metrics']
+           'score_samples', 'write_scores', 'weighted_metrics']
 
 # %% ../nbs/52_metrics.ipynb #cell-04
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,17 @@ def score_samples(
     return scored if patients is None else scored.assign(patient=np.asarray(patients, str)[scored["sample"]])
 
 # %% ../nbs/52_metrics.ipynb #cell-29
+def write_scores(
+    scored: pd.DataFrame, # from `score_samples`
+    path: Path,           # parquet file
+) -> None:
+    "Write scored predictions to a small file, sorted by sample."
+    floats = list(SCORED[1:])
+    scored.sort_values("sample", kind="stable").to_parquet(
+        path, index=False, compression="zstd", compression_level=19, use_byte_stream_split=floats,
+        use_dictionary=[name for name in scored if name not in floats])
+
+# %% ../nbs/52_metrics.ipynb #cell-32
 def weighted_metrics(
     weights: np.ndarray, # (B, T) times that each test sample is drawn, float32
     truth: np.ndarray,   # (T,)
