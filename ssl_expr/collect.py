@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .evaluate import differences, gain_areas, label_curves, resample, saved
+from .evaluate import differences, label_curves, resample
 from .objective import objectives
 from .prepare import load_prepared
 from .pretrain import training_settings
 from .run import read_result, repository
+from .savings import gain_areas, saved
 from .files import atomic, write_atomic
 from .study import COLLECTIONS, Plan, PlannedRun
 
