@@ -81,6 +81,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ssl_expr.collect.costs': ('collect.html#costs', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.curves': ('collect.html#curves', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.embeddings': ('collect.html#embeddings', 'ssl_expr/collect.py'),
+                                  'ssl_expr.collect.gains': ('collect.html#gains', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.grid': ('collect.html#grid', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.history': ('collect.html#history', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.in_common': ('collect.html#in_common', 'ssl_expr/collect.py'),

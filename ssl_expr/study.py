@@ -368,7 +368,7 @@ class Collection(NamedTuple):
     compared: bool = False        # made of parts with `against` only, and reads the runs of both
 
 COLLECTIONS = dict(
-    curves=Collection(("label_curve", "difference", "labels_saved", "replacement", "protocols"),
+    curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols"),
                       ("label_curve", "baselines")),
     shortcuts=Collection(("shortcuts",), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
