@@ -168,7 +168,9 @@ def write(folder, found, parts=PARTS, main=MAIN, profile="study"):
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in found.items():
         table.to_csv(folder/f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    origin = dict(profile=profile, dataset=main["dataset"], fingerprint="f00d", data=main, parts=parts,
+    own = {part: main for part in found["label_curve"]["part"].unique() if part != "main"} | parts
+    origin = dict(profile=profile, dataset=main["dataset"], fingerprint="f00d", data=main,
+                  parts={part: dict(dataset=known["dataset"], data=known) for part, known in own.items()},
                   runs=[dict(target=f"results/{profile}/a.parquet")])
-    for name in ("curves", "architectures", "pretraining_sizes", "corruption", "grid"):
+    for name in ("curves", "shortcuts", "architectures", "pretraining_sizes", "corruption", "grid"):
         (folder/f"{name}.json").write_text(json.dumps(origin))

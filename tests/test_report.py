@@ -373,7 +373,7 @@ def made_up_tables():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made up")
-    made_up.write(folder/"data", made_up_tables(), parts=made_up.PARTS)
+    made_up.write(folder/"data", made_up_tables())
     report.style()
     answers = {name: draw(name, folder/"data", folder) for name in (*NEW, "fig3_label_efficiency")}
     plt.close("all")
