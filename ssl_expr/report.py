@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
            'METRIC_WORDS', 'LOWER_IS_BETTER', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label',
-           'in_order', 'in_words', 'style', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below', 'best_linear',
-           'shares', 'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count',
-           'describe', 'describe_intervals', 'tally', 'freeze', 'render', 'save_figure', 'text_width', 'wrap_columns',
-           'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
+           'in_order', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below',
+           'best_linear', 'shares', 'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark',
+           'write_caption', 'count', 'describe', 'describe_intervals', 'tally', 'freeze', 'render', 'save_figure',
+           'wrap_columns', 'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
@@ -119,6 +119,16 @@ def style()->None:
         "legend.frameon": False, "figure.dpi": 150, "savefig.dpi": 200, "figure.constrained_layout.use": True,
         "svg.fonttype": "none", "axes.axisbelow": True})
 
+# %% ../nbs/70_report.ipynb #f94f2451
+@cache
+def text_width(
+    text:str,            # may hold several lines
+    size:float=6.5,      # pt
+)->float:
+    "Width of the longest line in inches."
+    return max((TextPath((0, 0), line, size=size).get_extents().width for line in text.split("\n") if line.strip()),
+               default=0)/72
+
 # %% ../nbs/70_report.ipynb #cell-14
 def draw_curves(
     axes:Axes,                # where to draw
@@ -165,11 +175,13 @@ def legend_below(
     figure:Figure,    # all its axes are read
     columns:int=4,    # entries side by side, at most
 )->None:
-    "One legend for all panels, under them, each name once."
+    "One legend for all panels, under them, each name once; in as many rows as the figure's width asks for."
     entries:dict[str, Any] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True): entries.setdefault(name, handle)
-    rows = -(-len(entries)//columns)
+    names, rows = list(entries), -(-len(entries)//columns)
+    def width(): return sum(max(map(text_width, names[i:i+rows])) + 0.45 for i in range(0, len(names), rows))
+    while 0 < rows < len(names) and width() > figure.get_figwidth(): rows += 1
     if rows: figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=-(-len(entries)//rows))
 
 # %% ../nbs/70_report.ipynb #b7f5f9d6
@@ -381,15 +393,6 @@ def save_figure(
     return [f"{name}.{kind}" for kind in contents]
 
 # %% ../nbs/70_report.ipynb #cell-29
-@cache
-def text_width(
-    text:str,            # may hold several lines
-    size:float=6.5,      # pt
-)->float:
-    "Width of the longest line in inches."
-    return max((TextPath((0, 0), line, size=size).get_extents().width for line in text.split("\n") if line.strip()),
-               default=0)/72
-
 def wrap_columns(
     cells:pd.DataFrame,   # text
     width:float,          # inches at hand
