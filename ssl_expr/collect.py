@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .evaluate import against, differences, interval, label_curves, resample
+from .evaluate import Resamples, against, differences, interval, label_curves, resample
 from .files import atomic, write_atomic
 from .metrics import LOWER_IS_BETTER, METRICS
 from .objective import objectives
@@ -64,7 +64,7 @@ UPTO = (0.1, 0.3, 1.0)  # largest label share that a gain is averaged over
 def gains(
     drawn:Resamples,           # of one part
     references:Sequence[str],  # arms to gain over
-)->pd.DataFrame:               # protocol, arm, mode, reference, metric, upto, gain, low, high, verdict, n_splits, n_repeats
+)->pd.DataFrame:               # protocol, arm, mode, reference, metric, upto, gain, low, high, verdict, ...
     "Mean gain of every arm over each reference, at few labels, at a third of them and at all shares."
     least = drawn.points["fraction"].min()
     table = pd.concat([gain_areas(drawn, reference, upto).assign(reference=reference, upto=upto)
