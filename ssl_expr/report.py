@@ -166,6 +166,7 @@ def read(
     folder:Path|str,   # collected tables
     name:str,          # "label_curve", "grid", …
     empty_allowed:bool=False,   # True: the table may have no rows
+    part:str|None="main",       # of the profile; None: all of them, told apart by the column `part`
     **options:Any,     # passed to `pandas.read_csv`
 )->pd.DataFrame:
     "A collected table; ValueError when its file is damaged."
@@ -176,7 +177,11 @@ def read(
     if table is None or not content.endswith(b"\n") or (table.empty and not empty_allowed):
         raise ValueError(f"{path} is damaged or was cut off: delete it and run the study again "
                          f"(`ssl-expr run --profile {path.parent.name}`), finished runs are kept")
-    return table
+    if part is None or "part" not in table: return table
+    chosen = table[table["part"] == part].drop(columns="part").reset_index(drop=True)
+    if chosen.empty and not empty_allowed:
+        raise ValueError(f"{path} has no part {part!r}: it has {', '.join(table['part'].unique())}")
+    return chosen
 
 def read_runs(
     folder:Path|str,      # collected tables
