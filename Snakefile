@@ -1,12 +1,15 @@
-# The study as a workflow: experiment notebooks -> collected tables -> figure notebooks.
+# The study as a workflow: experiment notebooks -> kept runs -> collected tables -> figure notebooks.
 # ssl_expr.study unfolds a profile into runs, with their parameters and files; this file only says how each kind is made.
 # Use it through `ssl-expr run --profile quick`, or directly: snakemake --config profile=quick --cores 2
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
-from ssl_expr.study import COLLECTIONS, TARGETS, Plan, code_behind, figures, read_profile, tables_read
+from ssl_expr.keep import kept_path
+from ssl_expr.study import BESIDE, COLLECTIONS, TARGETS, Plan, code_behind, collections, figures, parts_in
+from ssl_expr.study import read_profile, runs_behind, tables_read
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads under competition make a small training step 30 times slower
 
@@ -15,53 +18,86 @@ PLAN = Plan(PROFILE, read_profile(PROFILE))
 DATA, FIGURES = f"figures/data/{PROFILE}", f"figures/{PROFILE}"
 KINDS = ["svg", "png", "csv", "md", "json"]
 COMMAND = f"{sys.executable} -m ssl_expr.cli"
-BESIDE = {"pretrain": ["history.csv"], "architectures": ["spectra.csv"]}  # what an experiment makes beside its target
-COLLECTION_OF = {table: name for name, (tables, _) in COLLECTIONS.items() for table in tables}
+MADE = collections(PLAN)
+COLLECTION_OF = {table: name for name in MADE for table in COLLECTIONS[name].tables}
+TO_MAKE = PLAN.to_make()
+
+
+def products(runs):
+    "What a reader of runs waits for: what is kept of them and of all they rest on, else the files they make."
+    if not PLAN.profile["keep"]: return [run.target for run in runs]
+    return [str(kept_path(run.target).with_suffix(".json")) for run in PLAN.with_needs(runs)]
+
+
+def folders(runs):
+    "A pattern for the folders of these runs: what is kept, and at hand, is no rule's business."
+    return "|".join(re.escape(str(Path(run.target).parent.relative_to(f"results/{PROFILE}"))) for run in runs) or "(?!)"
 
 
 rule all:
     input:
-        expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=figures(), kind=KINDS),
+        expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=figures(PLAN), kind=KINDS),
         expand(f"{DATA}/{{table}}.csv", table=COLLECTION_OF),
+        products(PLAN.runs.values()),
 
 
-# one rule for each experiment notebook
+# two rules for each experiment notebook: do the run, and keep what is worth it
 for experiment, target in TARGETS.items():
+    if not PLAN.of(experiment): continue
 
     rule:
         name: experiment
         input:
             code_behind(f"experiments/{experiment}"),
-            needs=lambda wildcards, target=target: PLAN.runs[f"results/{wildcards.folder}/{target}"].needs,
+            needs=lambda wildcards, target=target: PLAN.runs[f"results/{PROFILE}/{wildcards.folder}/{target}"].needs,
         output:
-            f"results/{{folder}}/{target}",
-            f"results/{{folder}}/{Path(target).stem}.json",
-            [f"results/{{folder}}/{name}" for name in BESIDE.get(experiment, [])],
+            f"results/{PROFILE}/{{folder}}/{target}",
+            f"results/{PROFILE}/{{folder}}/{Path(target).stem}.json",
+            [f"results/{PROFILE}/{{folder}}/{name}" for name in BESIDE.get(experiment, [])],
         log:
-            f"results/{{folder}}/{experiment}.ipynb",
+            f"results/{PROFILE}/{{folder}}/{experiment}.ipynb",
+        wildcard_constraints:
+            folder=folders(run for run in TO_MAKE if run.experiment == experiment),
         params:
-            values=lambda wildcards, target=target: json.dumps(PLAN.runs[f"results/{wildcards.folder}/{target}"].parameters),
+            values=lambda wildcards, target=target: json.dumps(
+                PLAN.runs[f"results/{PROFILE}/{wildcards.folder}/{target}"].parameters),
             notebook=f"experiments/{experiment}",
         shell:
             f"{COMMAND} notebook {{params.notebook}} {{log}} {{params.values:q}}"
 
+    rule:
+        name: f"keep_{experiment}"
+        input:
+            f"results/{PROFILE}/{{folder}}/{target}",
+        output:
+            f"{DATA}/runs/{{folder}}/{Path(target).stem}.json",
+            [f"{DATA}/runs/{{folder}}/{name}" for name in PLAN.of(experiment)[0].kept],
+        wildcard_constraints:
+            folder=folders(run for run in PLAN.of(experiment) if not PLAN.kept(run)),
+        priority: 1
+        shell:
+            f"{COMMAND} keep {{input}} --profile {PROFILE}"
+
 
 # one rule for each group of collected tables
-for collection, (tables, experiments) in COLLECTIONS.items():
+for collection in MADE:
 
     rule:
         name: f"collect_{collection}"
         input:
             "ssl_expr/collect.py",
             "ssl_expr/evaluate.py",
-            [run.target for run in PLAN.of(*experiments)],
+            products(runs_behind(collection, PLAN)),
         output:
-            expand(f"{DATA}/{{table}}.csv", table=tables),
+            expand(f"{DATA}/{{table}}.csv", table=COLLECTIONS[collection].tables),
             f"{DATA}/{collection}.json",
         params:
             collection=collection,
-            arms=json.dumps(PLAN.profile if collection == "settings" else sorted({run.arm for run in PLAN.of(*experiments)})),
-            compared=json.dumps([PLAN.profile["replacement_arms"], PLAN.profile["baselines"]] if collection == "curves" else []),
+            arms=json.dumps(PLAN.profile if collection == "settings" else sorted({
+                (part, run.arm) for part in parts_in(collection, PLAN)
+                for run in PLAN.of(*COLLECTIONS[collection].experiments, part=part)})),
+            compared=json.dumps([[PLAN.parts[part][key] for key in ("replacement_arms", "baselines", "against")]
+                                 for part in parts_in(collection, PLAN)] if collection in ("curves", "shortcuts") else []),
         shell:
             f"{COMMAND} collect {{params.collection}} --profile {PROFILE}"
 

@@ -10,7 +10,7 @@ __all__ = ['FineTuning', 'Run', 'run_seed', 'check_labels', 'plan_runs', 'EarlyS
 # %% ../nbs/45_finetune.ipynb #cell-04
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, isfinite
 
 import numpy as np
@@ -34,6 +34,7 @@ class FineTuning:
     monitor: str = "loss"       # loss (text) | accuracy (released code), on the validation samples
     optimizer: str = "adam"     # adam | sgd
     standardise: bool = False   # z-score the embedding on pretraining rows first (frozen only; the paper does not)
+    select_on: str = "validation" # rows that choose the epoch; test = a shortcut to measure, never for conclusions
 
     def __post_init__(self):
         check_number("learning_rate", self.learning_rate, 0, above=True)
@@ -43,6 +44,7 @@ class FineTuning:
         check_choice("monitor", self.monitor, ("loss", "accuracy"))
         check_choice("optimizer", self.optimizer, ("adam", "sgd"))
         check_choice("standardise", self.standardise, (False, True))
+        check_choice("select_on", self.select_on, ("validation", "test"))
 
 # %% ../nbs/45_finetune.ipynb #cell-09
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Run:
     train: np.ndarray       # rows whose labels fit the weights
     validation: np.ndarray  # rows whose labels choose the epoch
     seed: int               # of the head's initial weights, the order of batches and dropout
+    peeked: np.ndarray | None = None  # test rows that choose the epoch instead: a shortcut, never for conclusions
+
+    @property
+    def watched(self) -> np.ndarray: return self.validation if self.peeked is None else self.peeked
 
     @property
     def n_labels(self) -> int: return len(self.train) + len(self.validation)
@@ -172,7 +178,7 @@ def train_whole(
     model = nn.Sequential(copy.deepcopy(encoder).requires_grad_(True), new_head(encoder.width, n_classes, run.seed))
     optimizer = (torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
                  if settings.optimizer == "adam" else torch.optim.SGD(model.parameters(), lr=settings.learning_rate))
-    train, validation = torch.as_tensor(run.train), torch.as_tensor(run.validation)
+    train, watched = torch.as_tensor(run.train), torch.as_tensor(run.watched)
     order, sizes = torch.Generator().manual_seed(run.seed), batch_sizes(len(train), settings.batch_size)
     stopping, best = EarlyStopping(settings.patience), model.state_dict()
     with seeded(run.seed):
@@ -184,7 +190,7 @@ def train_whole(
                 loss.backward()
                 optimizer.step()
             model.eval()
-            with torch.no_grad(): score = validation_score(model(X[validation]), y[validation], settings.monitor)
+            with torch.no_grad(): score = validation_score(model(X[watched]), y[watched], settings.monitor)
             if stopping.improved(score, epoch): best = {k: v.clone() for k, v in model.state_dict().items()}
             if stopping.over(epoch): break
     model.load_state_dict(best)
@@ -264,8 +270,8 @@ class HeadSweep:
                              (epoch - 1)*self.n_batches[:a] + step + 1, self.settings.learning_rate)
 
     def score(self, i: int) -> float:
-        "Validation score of run `i`."
-        rows = torch.as_tensor(self.runs[i].validation)
+        "Score of run `i` on the rows that choose its epoch."
+        rows = torch.as_tensor(self.runs[i].watched)
         return validation_score(self.Z[rows] @ self.head[i].T, self.y[rows], self.settings.monitor)
 
     def keep(self, alive: Sequence[int]) -> None:
@@ -364,6 +370,7 @@ def finetune(
     X, y = torch.as_tensor(np.asarray(X), dtype=torch.float32), np.asarray(y)
     n_classes = check_labels(y, split, len(X))
     runs = plan_runs(y, split, fractions, repeats, seed, vary_subset)
+    if settings.select_on == "test": runs = [replace(run, peeked=split.test) for run in runs]
     predict = _predict_frozen if mode == "frozen" else _predict_unfrozen
     frames = {}
     for repeat in [None] if isinstance(encoder, nn.Module) else range(repeats):

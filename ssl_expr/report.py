@@ -166,7 +166,7 @@ def read(
     folder:Path|str,   # collected tables
     name:str,          # "label_curve", "grid", …
     empty_allowed:bool=False,   # True: the table may have no rows
-    part:str|None="main",       # of the profile; None: all of them, told apart by the column `part`
+    part:str|None="main",       # of the profile; None: all of them, told apart by the first column, `part`
     **options:Any,     # passed to `pandas.read_csv`
 )->pd.DataFrame:
     "A collected table; ValueError when its file is damaged."
@@ -177,7 +177,7 @@ def read(
     if table is None or not content.endswith(b"\n") or (table.empty and not empty_allowed):
         raise ValueError(f"{path} is damaged or was cut off: delete it and run the study again "
                          f"(`ssl-expr run --profile {path.parent.name}`), finished runs are kept")
-    if part is None or "part" not in table: return table
+    if part is None or table.columns[0] != "part": return table
     chosen = table[table["part"] == part].drop(columns="part").reset_index(drop=True)
     if chosen.empty and not empty_allowed:
         raise ValueError(f"{path} has no part {part!r}: it has {', '.join(table['part'].unique())}")
@@ -186,11 +186,13 @@ def read(
 def read_runs(
     folder:Path|str,      # collected tables
     *collections:str,     # groups of tables that are drawn: "curves", "grid", … (see `study`)
+    part:str|None="main", # of the profile; None: the runs of all parts
 )->dict[str, Any]:        # profile, dataset, data (facts: rows, classes, genes …) and runs
     "Where the collected tables come from."
     origins = [read_json(collected(folder, f"{collection}.json")) for collection in collections]
-    runs = {run["target"]: run for origin in origins for run in origin["runs"]}
-    return origins[0] | dict(runs=list(runs.values()))
+    runs = {run["target"]: run for origin in origins for run in origin["runs"]
+            if part in (None, *run.get("parts", [part]))}
+    return origins[0] | origins[0].get("parts", {}).get(part, {}) | dict(runs=list(runs.values()))
 
 def of_protocol(
     table:pd.DataFrame,   # with a column protocol

@@ -94,6 +94,7 @@ def make_split(
     labelled_share:float=1.0,          # share of the labels outside the test that are kept
     disjoint_pretraining:bool=False,   # keep labelled training rows out of pretraining (as the paper did)
     min_class_size:int=15,             # smallest class that can be split
+    may_pretrain:np.ndarray|None=None, # (N,) bool, False: kept out of pretraining; None: every row may
 )->Split:
     "Stratified parts of the rows; strict: held-out patients are in no other part. `ValueError` if that is impossible."
     codes, names = _codes(labels)
@@ -120,6 +121,10 @@ def make_split(
                                     f"drop it or keep more labels")
     closed = np.isin(groups, groups[np.concatenate([validation, test])])
     if disjoint_pretraining: closed[train] = True
+    if may_pretrain is not None:
+        closed |= ~may_pretrain
+        if closed.all(): raise ValueError(f"none of the {may_pretrain.sum()} rows that may pretrain is outside the "
+                                          f"training labels and the held-out patients: let more rows pretrain")
     return Split(np.flatnonzero(~closed), train, validation, test)
 
 # %% ../nbs/15_splits.ipynb #cell-22

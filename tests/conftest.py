@@ -30,6 +30,18 @@ corruption: {rates: [0.0, 0.5], replacements: [uniform, marginal]}
 grid: {depths: [1, 2], widths: [8], dropouts: [0.0, 0.2]}
 """
 
+KEEPING = """
+dataset: toy
+keep: true
+prepare: {genes: 40}
+encoder: {width: 8, depth: 1}
+arms: {scratch: {}, scarf: {method: scarf, epochs: 2, batch_size: 32}}
+baselines: [logistic-genes]
+fine_tuning: {fractions: [0.3, 1.0], repeats: 2, epochs: 2}
+parts:
+  longer: {against: main, fine_tuning: {epochs: 3}}
+"""
+
 SHARED_DATA = Path(os.environ.get("SSL_EXPR_TEST_DATA", REPOSITORY.parent/"shared"/"data"))
 
 
@@ -71,6 +83,13 @@ class StudyCopy:
         return {str(path.relative_to(self.folder)): path.read_bytes()
                 for pattern in patterns for path in sorted(self.folder.glob(pattern))}
 
+    def clone(self, folder: Path) -> "StudyCopy":
+        "A copy of this study as it stands."
+        other = StudyCopy.__new__(StudyCopy)
+        shutil.copytree(self.folder, folder)
+        other.folder, other.environment = folder, self.environment
+        return other
+
     @staticmethod
     def kill(process: subprocess.Popen): os.killpg(process.pid, signal.SIGKILL); process.wait()
 
@@ -104,5 +123,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyCopy:
     "The tiny study, run once from start to end; tests that change it make a copy."
     copy = StudyCopy(tmp_path_factory.mktemp("finished"))
     answer = copy.command("run", "--profile", "tiny")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return copy
+
+
+@pytest.fixture(scope="session")
+def keeping(tmp_path_factory: pytest.TempPathFactory) -> StudyCopy:
+    "A study in two parts that keeps its results, run once from start to end; tests that change it make a copy."
+    copy = StudyCopy(tmp_path_factory.mktemp("keeping"))
+    copy.write_profile("keeping", KEEPING)
+    answer = copy.command("run", "--profile", "keeping")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return copy

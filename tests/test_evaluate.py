@@ -1,25 +1,15 @@
-"""Scores against scikit-learn, intervals against brute force and simulation, labels saved on hand-made curves."""
+"""Intervals against brute force and simulation, verdicts, labels saved on hand-made curves."""
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score
+from test_metrics import brute_force_calibration_error
 
-from ssl_expr.evaluate import (
-    METRICS,
-    _draw,
-    differences,
-    gain_area,
-    gain_areas,
-    label_curves,
-    labels_saved,
-    labels_saved_interval,
-    paired_difference,
-    resample,
-    saved,
-    scores,
-)
+from ssl_expr.evaluate import Resamples, _draw, differences, label_curves, paired_difference, resample, scores
+from ssl_expr.metrics import LOWER_IS_BETTER, METRICS, score_samples, write_scores
+from ssl_expr.savings import gain_area, gain_areas, labels_saved, labels_saved_interval, saved
 
 C = 3
 
@@ -49,13 +39,17 @@ def mostly(arm, fraction, hard, rng):
     return hard + 0.3*rng.normal(size=len(hard)) < 0.5 + 0.5*fraction + 0.25*(arm == "scarf")
 
 
-def by_sklearn(truth, called):
+EXACT = [m for m, metric in enumerate(METRICS) if metric != "auroc"] # AUROC of a resample: see test_metrics.py
+
+
+def by_sklearn(rows):
+    """The exact metrics of a run's rows; AUROC is NaN."""
+    probabilities = rows[["p0", "p1", "p2"]].to_numpy()
+    truth, called = rows["truth"].to_numpy(), probabilities.argmax(1)
     with warnings.catch_warnings(action="ignore"): # of classes that a resample does not contain
-        return [accuracy_score(truth, called), balanced_accuracy_score(truth, called),
-                f1_score(truth, called, average="macro")]
-
-
-def calls(frame): return frame[["p0", "p1", "p2"]].to_numpy().argmax(1)
+        return np.array([accuracy_score(truth, called), balanced_accuracy_score(truth, called),
+                         f1_score(truth, called, average="macro"), np.nan, log_loss(truth, probabilities, labels=range(C)),
+                         brute_force_calibration_error(truth, probabilities)])
 
 
 def test_scores_are_those_of_scikit_learn():
@@ -66,7 +60,11 @@ def test_scores_are_those_of_scikit_learn():
         part = predictions
         for key in ("split", "arm", "fraction", "repeat"):
             part = part[part[key] == row[key]]
-        np.testing.assert_allclose([row[m] for m in METRICS], by_sklearn(part["truth"], calls(part)), rtol=1e-6)
+        values = np.array([row[m] for m in METRICS])
+        np.testing.assert_allclose(values[:3], by_sklearn(part)[:3], rtol=1e-6)
+        np.testing.assert_allclose(values[EXACT], by_sklearn(part)[EXACT], atol=5e-4) # 16 bits
+        exact = roc_auc_score(part["truth"], part[["p0", "p1", "p2"]], multi_class="ovr")
+        assert abs(row["auroc"] - exact) < 2e-5
 
 
 def test_every_resample_is_scikit_learn_on_copied_rows():
@@ -78,7 +76,10 @@ def test_every_resample_is_scikit_learn_on_copied_rows():
         times = pd.Series(weights[b + 1], patients)[predictions["patient"]].astype(int)
         rows = predictions.loc[predictions.index.repeat(times)]
         absent += rows["truth"].nunique() < predictions["truth"].nunique()
-        np.testing.assert_allclose(drawn.draws[0, b], by_sklearn(rows["truth"], calls(rows)), rtol=1e-5)
+        np.testing.assert_allclose(drawn.draws[0, b, :3], by_sklearn(rows)[:3], rtol=1e-5)
+        np.testing.assert_allclose(drawn.draws[0, b, EXACT], by_sklearn(rows)[EXACT], atol=5e-4)
+        pseudo = score_samples(predictions)["auroc"].astype(float)[rows.index]
+        np.testing.assert_allclose(drawn.draws[0, b, METRICS.index("auroc")], pseudo.mean(), rtol=1e-5)
     assert absent > 0, "some resample should lack a class, or that case is not tested"
 
 
@@ -88,15 +89,26 @@ def test_splits_and_repeats_are_drawn_too():
     patients = np.unique(predictions["patient"])
     patient_weight, split_weight = _draw(len(patients), 20, 1), _draw(3, 20, 1, 1)
     for b in range(21):
-        total = np.zeros(3)
+        total = np.zeros(6)
         for s in range(3):
             repeat_weight = _draw(2, 20, 1, 2, s, 2)[b]
             for r in range(2):
                 part = predictions[(predictions["split"] == s) & (predictions["repeat"] == r)]
                 times = pd.Series(patient_weight[b], patients)[part["patient"]].astype(int)
                 rows = part.loc[part.index.repeat(times)]
-                total += split_weight[b, s]/3*repeat_weight[r]/2*np.array(by_sklearn(rows["truth"], calls(rows)))
-        np.testing.assert_allclose(drawn.mean[0] if b == 0 else drawn.draws[0, b - 1], total, rtol=1e-5)
+                total += split_weight[b, s]/3*repeat_weight[r]/2*by_sklearn(rows)
+        values = drawn.mean[0] if b == 0 else drawn.draws[0, b - 1]
+        np.testing.assert_allclose(values[:3], total[:3], rtol=1e-5)
+        np.testing.assert_allclose(values[EXACT], total[EXACT], atol=5e-4)
+
+
+def test_raw_and_scored_predictions_give_the_same_tables(tmp_path):
+    raw = predictions_of(mostly, n_splits=2, n_repeats=2)
+    write_scores(score_samples(raw), tmp_path/"scores.parquet")
+    scored = pd.read_parquet(tmp_path/"scores.parquet")
+    assert "p0" not in scored
+    for table in (scores, label_curves, differences, saved, gain_areas):
+        pd.testing.assert_frame_equal(table(raw), table(scored))
 
 
 def coverage(cluster_by, n_studies=500, n_patients=60, samples_per_patient=3):
@@ -147,6 +159,20 @@ def test_verdicts_follow_from_the_interval():
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
     same = table[table["arm"] == "same"] # equal on every patient, so equal in every draw of patients
     assert (same[["difference", "low", "high"]] == 0).all(axis=None)
+
+
+def test_a_lower_loss_and_calibration_error_are_better():
+    def skill(arm, fraction, hard, rng): return hard < {"scratch": 0.2, "better": 1.0, "worse": -0.6}[arm]
+    table = differences(predictions_of(skill, arms=("better", "worse", "scratch"), n_test=50))
+    table = table[table["metric"] == "log_loss"]
+    assert (table["arm"] == table["verdict"]).all() and len(table) == 4
+    assert (table.loc[table["arm"] == "better", "high"] < 0).all()
+    sure = predictions_of(skill, arms=("worse", "scratch"), n_test=50).replace(dict(arm=dict(worse="calibrated")))
+    probabilities = ["p0", "p1", "p2"] # right in a third of cases: 0.6 is too sure, 0.35 is not
+    sure.loc[sure["arm"] == "calibrated", probabilities] = sure[probabilities].replace({0.6: 0.36, 0.2: 0.32})
+    table = differences(sure)
+    assert (table.loc[table["metric"] == "calibration_error", "verdict"] == "better").all()
+    assert set(table.loc[table["metric"] == "accuracy", "verdict"]) == {"worse"}
 
 
 def test_a_gap_smaller_than_its_interval_is_a_tie():
@@ -242,10 +268,41 @@ def test_the_interval_of_labels_saved_says_when_the_level_is_out_of_reach():
 
 def test_the_table_of_labels_saved_leaves_the_baseline_out_and_holds_its_estimate():
     table = saved(predictions_of(mostly, fractions=(0.1, 0.3, 0.6, 1.0), n_splits=2, n_repeats=2))
-    assert list(table) == ["protocol", "arm", "mode", "metric", "saved", "low", "high"]
-    assert set(table["arm"]) == {"scarf"} and len(table) == 3
+    assert list(table) == ["protocol", "arm", "mode", "reference", "target", "metric", "saved", "low", "high"]
+    assert set(table["arm"]) == {"scarf"} and set(table["reference"]) == {"scratch"}
+    assert set(table["metric"]) == set(METRICS) - set(LOWER_IS_BETTER) and len(table) == 2*4
     row = table[table["metric"] == "accuracy"].iloc[0]
     assert row["low"] <= row["saved"] <= row["high"]
+
+
+def by_hand(curves, n=200):
+    """Draws of given accuracy curves: in half of the resamples every score is 0.0625 higher, else lower."""
+    points = pd.DataFrame([dict(protocol="strict", arm=arm, mode=mode, fraction=p, n_labels=int(100*p), n_splits=1,
+                                n_repeats=1, n_test=9) for arm, mode in curves for p in P])
+    mean = np.repeat(np.concatenate(list(curves.values()))[:, None], len(METRICS), axis=1)
+    return Resamples(points, mean, mean[:, None] + 0.0625*np.where(np.arange(n) % 2, 1, -1)[:, None])
+
+
+def test_labels_saved_for_both_targets_as_computed_by_hand():
+    drawn = by_hand({("scarf", "unfrozen"): [0.5, 0.75, 0.875, 1.0], ("scratch", "frozen"): [0.25, 0.25, 0.25, 0.25],
+                     ("scratch", "unfrozen"): [0.5, 0.625, 0.75, 0.875],
+                     ("logistic", "baseline"): [0.25, 0.75, 0.5, 0.5]})
+    table = saved(drawn, ["scratch", "logistic"])
+    table = table[table["metric"] == "auroc"].set_index(["reference", "arm", "mode", "target"])[["saved", "low", "high"]]
+    want = {("scratch", "scarf", "unfrozen", "best"): 0.4,                       # 0.875 at 0.6 instead of 1
+            ("scratch", "scarf", "unfrozen", "best minus interval"): 0.5,        # 0.8125 at 0.4 instead of 0.8
+            ("scratch", "logistic", "baseline", "best"): np.nan,
+            ("scratch", "logistic", "baseline", "best minus interval"): np.nan,
+            ("scratch", "scratch", "frozen", "best"): np.nan,
+            ("scratch", "scratch", "frozen", "best minus interval"): np.nan,
+            ("logistic", "scarf", "unfrozen", "best"): 0.0,                      # 0.75 at 0.2, as logistic
+            ("logistic", "scarf", "unfrozen", "best minus interval"): 1 - 0.175/0.1875, # 0.6875 from 0.1 to 0.2
+            ("logistic", "scratch", "unfrozen", "best"): -2.0,                   # 0.75 at 0.6 instead of 0.2
+            ("logistic", "scratch", "unfrozen", "best minus interval"): 1 - 0.4/0.1875,
+            ("logistic", "scratch", "frozen", "best"): np.nan,
+            ("logistic", "scratch", "frozen", "best minus interval"): np.nan}
+    assert set(table.index) == set(want)
+    for key, share in want.items(): np.testing.assert_allclose(table.loc[key], share, rtol=1e-9, err_msg=str(key))
 
 
 def test_an_arm_equal_to_scratch_saves_nothing_and_gains_nothing():
@@ -266,14 +323,23 @@ def test_gain_area_is_the_mean_height_of_the_gap():
 
 def test_a_resample_without_any_patient_of_a_small_split_is_survived():
     def always(arm, fraction, hard, rng): return np.ones(len(hard), bool)
-    table = label_curves(predictions_of(always, n_splits=3, n_test=2))
-    assert (table[["mean", "low", "high"]] == 1).all(axis=None)
+    table = label_curves(predictions_of(always, n_splits=3, n_test=2)).set_index("metric")[["mean", "low", "high"]]
+    assert (table.loc[list(METRICS[:3])] == 1).all(axis=None)
+    np.testing.assert_allclose(table.loc["log_loss"], -np.log(0.6), atol=5e-4)
+    assert table["high"].loc["auroc"].max() <= 1
+
+
+def test_without_a_second_class_there_is_no_auroc_but_all_other_scores():
+    predictions = predictions_of(mostly).assign(truth=0)
+    table = label_curves(predictions).set_index("metric")[["mean", "low", "high"]]
+    assert table.loc["auroc"].isna().all(axis=None) and table.drop("auroc").notna().all(axis=None)
 
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda p: p.drop(columns=["patient", "arm"]), "lack the column.s. arm, patient"),
     (lambda p: p.iloc[:0], "no rows"),
     (lambda p: p.assign(p0=np.nan), "NaN probabilities"),
+    (lambda p: pd.concat([score_samples(p[p["split"] == 0]), p[p["split"] == 1]]), "rows without scores"),
     (lambda p: p[~((p["arm"] == "scarf") & (p["sample"] == 3))],
      "arm 'scratch' was tested on other samples than 'scarf'"),
     (lambda p: p.assign(sample=p["sample"] + (p["arm"] == "scratch")), "was tested on other samples"),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from ssl_expr import finetune as module
 from ssl_expr.finetune import (
     FineTuning,
     batch_sizes,
@@ -105,6 +106,55 @@ def test_another_seed_is_another_sweep_and_the_global_state_is_left_alone(proble
     a, b = (finetune(encoder(), X, y, split, [0.45], 1, mode, seed, FAST) for seed in (0, 1))
     assert not np.allclose(a["p0"], b["p0"])
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("mode", ["frozen", "unfrozen"])
+@pytest.mark.parametrize("monitor", ["loss", "accuracy"])
+def test_choosing_the_epoch_on_the_test_is_watching_the_test_rows_and_nothing_else(problem, mode, monitor):
+    "Exactly the honest run of a split whose validation rows are the test rows; only the count of labels is not moved."
+    X, y, split = problem
+    settings = FineTuning(learning_rate=0.1, epochs=25, patience=5, monitor=monitor)
+    def sweep(split, select_on):
+        return finetune(encoder(), X, y, split, [1.0], 3, mode, settings=replace(settings, select_on=select_on))
+    honest, cheating = sweep(split, "validation"), sweep(split, "test")
+    same = sweep(replace(split, validation=split.test), "validation")
+    assert cheating.drop(columns="n_labels").equals(same.drop(columns="n_labels"))
+    assert (cheating["n_labels"] == honest["n_labels"]).all() and not cheating["epochs"].equals(honest["epochs"])
+
+
+@pytest.mark.parametrize("mode", ["frozen", "unfrozen"])
+def test_choosing_the_epoch_on_the_test_never_changes_the_training_rows_or_seeds(problem, mode, monkeypatch):
+    X, y, split = problem
+    name, place = {"frozen": ("train_heads", 2), "unfrozen": ("train_whole", 3)}[mode]     # place of the runs
+    original = getattr(module, name)
+    def sweep(select_on):
+        seen = []
+        def watched(*arguments):
+            seen.extend(arguments[place] if mode == "frozen" else [arguments[place]])
+            return original(*arguments)
+        monkeypatch.setattr(module, name, watched)
+        finetune(encoder(), X, y, split, FRACTIONS, 2, mode, settings=replace(FAST, select_on=select_on))
+        return seen
+    pairs = list(zip(sweep("validation"), sweep("test"), strict=True))
+    assert len(pairs) == 6
+    for honest, cheating in pairs:
+        for rows in ("train", "validation"):
+            np.testing.assert_array_equal(getattr(honest, rows), getattr(cheating, rows))
+        assert (honest.seed, honest.n_labels) == (cheating.seed, cheating.n_labels)
+        np.testing.assert_array_equal(honest.watched, honest.validation)
+        np.testing.assert_array_equal(cheating.watched, split.test)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "unfrozen"])
+def test_choosing_the_epoch_on_the_test_never_lowers_its_score(problem, mode):
+    X, y, split = problem
+    settings = FineTuning(learning_rate=0.01, epochs=10, patience=10, monitor="accuracy")
+    def accuracy(select_on):
+        frame = finetune(encoder(), X, y, split, FRACTIONS, 3, mode, settings=replace(settings, select_on=select_on))
+        right = frame[["p0", "p1", "p2"]].to_numpy().argmax(1) == frame["truth"]
+        return right.groupby([frame["fraction"], frame["repeat"]]).mean()
+    honest, cheating = accuracy("validation"), accuracy("test")
+    assert (cheating >= honest).all() and (cheating > honest).any()
 
 
 def test_training_and_validation_labels_are_both_counted_and_nested(problem):
@@ -236,7 +286,8 @@ def test_no_batch_holds_a_single_sample(n_samples, batch_size):
     ("learning_rate", 0, "must be a number above 0"), ("learning_rate", "1e-4", "must be a number"),
     ("batch_size", 1, "must be a whole number of at least 2"), ("epochs", 2.5, "must be a whole number"),
     ("patience", True, "must be a whole number"), ("monitor", "los", "must be one of 'loss', 'accuracy'"),
-    ("optimizer", "Adam", "must be one of"), ("standardise", 1, "must be one of")])
+    ("optimizer", "Adam", "must be one of"), ("select_on", "train", "must be one of 'validation', 'test'"),
+    ("standardise", 1, "must be one of")])
 def test_a_setting_of_the_wrong_type_or_range_is_refused(setting, value, message):
     with pytest.raises(ValueError, match=f"{setting} {message}"):
         FineTuning(**{setting: value})

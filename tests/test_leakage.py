@@ -8,32 +8,43 @@ from ssl_expr.data import toy
 from ssl_expr.finetune import FineTuning, finetune
 from ssl_expr.nets import embed, seeded
 from ssl_expr.objective import build
-from ssl_expr.prepare import prepare
+from ssl_expr.prepare import SHORTCUTS, prepare
 from ssl_expr.pretrain import pretrain
+
+TRANSFER = dict(pretrain_on={"batch": ["batch-0"]}, learn_on={"batch": ["batch-1"]})
+ROLES = {"every row in both roles": {}, "transfer": TRANSFER, "learned on a part": dict(learn_on=TRANSFER["learn_on"]),
+         "pretrained on a part": dict(pretrain_on=TRANSFER["pretrain_on"])}
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    "A data set with two samples of each patient, and its copy in which the held-out patients' values are noise."
+def scramble(tmp_path_factory):
+    "Writes a data set with two samples of each patient, and its copy in which the held-out patients' values are noise."
     folder = tmp_path_factory.mktemp("scramble")
     original = toy(n_samples=240, n_genes=80, samples_per_patient=2, seed=3)
     original.write_h5ad(folder/"original.h5ad")
-    split = prepare(str(folder/"original.h5ad")).split
-    held_out = np.concatenate([split.validation, split.test])
-    patients = original.obs["patient"].to_numpy()
-    rows = np.isin(patients, patients[held_out])
-    scrambled = original.copy()
-    scrambled.X[rows] = np.random.default_rng(0).poisson(40, scrambled.X[rows].shape)
-    scrambled.write_h5ad(folder/"scrambled.h5ad")
-    return folder/"original.h5ad", folder/"scrambled.h5ad"
+
+    def files(whole_patients=True, **options):
+        data = prepare(str(folder/"original.h5ad"), **options)
+        held_out = np.concatenate([data.split.validation, data.split.test])
+        if whole_patients: rows = original.obs["patient"].isin(np.array(data.patients)[held_out]).to_numpy()
+        else: rows = original.obs_names.isin(np.array(data.samples)[held_out])
+        scrambled = original.copy()
+        scrambled.X[rows] = np.random.default_rng(0).poisson(40, scrambled.X[rows].shape)
+        scrambled.write_h5ad(folder/"scrambled.h5ad")
+        return folder/"original.h5ad", folder/"scrambled.h5ad"
+    return files
 
 
-def fitted(path, protocol, method="scarf"):
+@pytest.fixture
+def files(scramble): return scramble()
+
+
+def fitted(path, method="scarf", **options):
     "Everything that a run fits: genes, scaling (seen through the training rows), weights, training embeddings."
-    data = prepare(str(path), protocol=protocol, genes=50)
+    data = prepare(str(path), genes=50, **options)
     with seeded(0): objective = build(method, len(data.genes), width=16, depth=2)
     history = pretrain(objective, data.X[data.split.pretrain], epochs=2, batch_size=32, seed=0, progress=False)
-    training_rows = torch.from_numpy(data.split.pretrain)
+    training_rows = torch.from_numpy(np.union1d(data.split.pretrain, data.split.train))
     return dict(genes=data.genes, matrix=data.X[training_rows], history=history.to_numpy(),
                 weights=torch.cat([value.flatten().double() for value in objective.state_dict().values()]),
                 embedding=embed(objective.encoder, data.X[training_rows])), data, objective
@@ -42,16 +53,48 @@ def fitted(path, protocol, method="scarf"):
 def equal(a, b): return a == b if isinstance(a, list) else np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
 
 
+def moved(files, **options):
+    "Names of what was fitted that the noise in the second file has moved."
+    original, scrambled = (fitted(path, **options)[0] for path in files)
+    return {name for name in original if not equal(original[name], scrambled[name])}
+
+
 @pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
 def test_noise_in_held_out_patients_moves_nothing_that_was_fitted(files, method):
-    original, scrambled = (fitted(path, "strict", method)[0] for path in files)
-    for name in original: assert equal(original[name], scrambled[name]), name
+    assert moved(files, method=method) == set()
 
 
-def test_the_test_catches_statistics_fitted_on_all_samples(files):
-    original, scrambled = (fitted(path, "paper")[0] for path in files)
-    assert not equal(original["matrix"], scrambled["matrix"])
-    assert not equal(original["weights"], scrambled["weights"])
+@pytest.mark.parametrize("options", ROLES.values(), ids=ROLES)
+def test_noise_in_held_out_patients_moves_nothing_whatever_the_roles(scramble, options):
+    "Also where a held-out patient has a sample on the side that is pretrained on."
+    data = prepare("toy", **options)
+    assert len(data.split.pretrain) and len(data.split.test)
+    assert moved(scramble(**options), **options) == set()
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("options", [{}, TRANSFER], ids=["every row in both roles", "transfer"])
+def test_the_test_catches_each_shortcut(scramble, shortcut, options):
+    options = options | dict(shortcuts=[shortcut])
+    assert {"matrix", "weights", "history", "embedding"} <= moved(scramble(**options), **options)
+
+
+def test_a_shortcut_is_one_leak_and_not_the_other(scramble):
+    "By sample, held-out rows are still unseen; fitted on everything, patients are still apart."
+    options = dict(shortcuts=["split-by-sample"])
+    assert moved(scramble(whole_patients=False, **options), **options) == set()
+    original, _ = scramble()
+    honest, by_sample, everything = (prepare(str(original), shortcuts=names)
+                                     for names in ([], ["split-by-sample"], ["fit-on-everything"]))
+    def straddle(data):
+        held_out, others = (set(np.array(data.patients)[rows]) for rows in (data.split.test, data.split.pretrain))
+        return bool(held_out & others)
+    assert [straddle(data) for data in (honest, by_sample, everything)] == [False, True, False]
+    for part, rows in vars(honest.split).items(): np.testing.assert_array_equal(rows, vars(everything.split)[part])
+
+
+def test_the_test_catches_statistics_fitted_on_all_samples(scramble):
+    assert {"matrix", "weights"} <= moved(scramble(), protocol="paper")
 
 
 def test_the_test_catches_a_pretraining_that_saw_the_test_patients(files):
@@ -65,7 +108,7 @@ def test_the_test_catches_a_pretraining_that_saw_the_test_patients(files):
 
 def test_noise_in_test_rows_moves_no_prediction_of_another_sample(files):
     "Fine-tuned nets and baselines: only the rewritten row's own prediction may change."
-    _, data, objective = fitted(files[0], "strict")
+    _, data, objective = fitted(files[0])
     changed = data.X.clone()
     changed[data.split.test[0]] = torch.randn(changed.shape[1], generator=torch.Generator().manual_seed(1))
     settings = FineTuning(epochs=3, patience=2)
@@ -77,3 +120,18 @@ def test_noise_in_test_rows_moves_no_prediction_of_another_sample(files):
         probabilities = [name for name in before if name[0] == "p" and name[1:].isdigit()]
         np.testing.assert_allclose(before.loc[others, probabilities], after.loc[others, probabilities], atol=1e-6)
         assert not np.allclose(before.loc[~others, probabilities], after.loc[~others, probabilities])
+
+
+@pytest.mark.parametrize("mode", ["frozen", "unfrozen"])
+def test_only_an_epoch_chosen_by_the_test_score_lets_other_test_rows_move_a_prediction(files, mode):
+    _, data, objective = fitted(files[0])
+    changed = data.X.clone()
+    first, others = data.split.test[0], data.split.test[1:]
+    changed[others] = torch.randn(len(others), changed.shape[1], generator=torch.Generator().manual_seed(1))
+    def predictions(X, select_on):
+        settings = FineTuning(learning_rate=0.01, epochs=15, patience=15, select_on=select_on)
+        frame = finetune(objective.encoder, X, data.y, data.split, [0.5], 3, mode, 0, settings)
+        return frame.loc[frame["sample"] == first, ["p0", "p1", "p2"]].to_numpy()
+    def unmoved(select_on):
+        return np.allclose(predictions(data.X, select_on), predictions(changed, select_on), atol=1e-6)
+    assert unmoved("validation") and not unmoved("test")

@@ -15,6 +15,7 @@ from ssl_expr import prepare as prepare_module
 from ssl_expr import preprocess
 from ssl_expr.data import toy
 from ssl_expr.prepare import load_prepared, prepare, save_prepared
+from ssl_expr.roles import choose_rows
 from ssl_expr.splits import fitting_rows
 from ssl_expr.store import open_store, write_store
 
@@ -178,6 +179,93 @@ def test_available_memory_is_what_the_system_states_or_all_there_is(monkeypatch)
     assert prepare_module._available_memory() == 3*4096
     monkeypatch.delattr(os, "sysconf")
     assert prepare_module._available_memory() == float("inf")
+
+
+ZERO, ONE = {"batch": ["batch-0"]}, {"batch": ["batch-1"]}
+
+
+def test_roles_that_every_row_has_change_nothing_and_without_roles_the_facts_say_nothing_of_them():
+    everybody = {"batch": ["batch-0", "batch-1"]}
+    plain, asked = prepare("toy"), prepare("toy", pretrain_on=everybody, learn_on=everybody)
+    assert torch.equal(plain.X, asked.X) and plain.genes == asked.genes and (plain.y == asked.y).all()
+    for part, rows in vars(plain.split).items(): np.testing.assert_array_equal(rows, vars(asked.split)[part])
+    roles = dict(pretrain_on=everybody, learn_on=everybody, n_without_role=0)
+    assert asked.facts == plain.facts | roles and not roles.keys() & plain.facts.keys()
+
+
+@pytest.mark.parametrize("pretrain_on, learn_on", [(ZERO, ONE), (ONE, ZERO), ({}, ONE), (ZERO, {}), (ZERO, ZERO)])
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_each_row_is_used_in_its_roles_only_and_a_row_without_one_is_not_there(protocol, pretrain_on, learn_on):
+    obs = toy().obs
+    data = prepare("toy", protocol=protocol, pretrain_on=pretrain_on, learn_on=learn_on)
+    def matching(wanted): return set(obs.index[obs["batch"].isin(wanted.get("batch", ["batch-0", "batch-1"]))])
+    parts = {part: set(np.array(data.samples)[rows]) for part, rows in vars(data.split).items()}
+    labelled = set(obs.index[obs["label"].notna()]) & matching(learn_on)
+    assert parts["train"] | parts["validation"] | parts["test"] == labelled
+    assert parts["pretrain"] == matching(pretrain_on) - parts["validation"] - parts["test"]
+    assert set(data.samples) == matching(pretrain_on) | labelled
+    assert data.facts["n_without_role"] == data.facts["n_left_out"] == 300 - len(data.samples)
+    assert {data.samples[row] for row in np.flatnonzero(data.y >= 0)} == labelled
+
+
+def test_scaling_is_fitted_on_the_training_rows_of_both_sides_of_a_transfer():
+    data = prepare("toy", pretrain_on=ZERO, learn_on=ONE)
+    fitted_on = np.union1d(data.split.pretrain, data.split.train)
+    counts = toy()[data.samples].X
+    expected = preprocess.preprocessor("strict", "counts").fit(counts[fitted_on]).transform(counts)
+    np.testing.assert_allclose(data.X, expected, atol=1e-5)
+    assert data.facts["n_fitted"] == len(fitted_on)
+
+
+def test_a_class_is_small_if_few_of_the_rows_to_learn_on_have_it():
+    obs = pd.DataFrame({"kind": ["a"]*40 + ["b"]*40 + ["c"]*40 + [None]*10, "place": ["x", "y"]*65})
+    obs.loc[obs.index[80:116], "place"] = "y"                    # two samples of class c are left at x
+    learned = dict(learn_on={"place": ["x"]}, pretrain_on={"place": ["y"]})
+    chosen = choose_rows(obs, "kind", **learned)
+    assert set(chosen.labels) == {"a", "b", None} and chosen.facts["small_classes"] == ["c"]
+    assert choose_rows(obs, "kind", 2, **learned).facts["small_classes"] == []
+    assert choose_rows(obs, "kind").facts["small_classes"] == []
+
+
+def test_the_papers_list_keeps_rows_that_only_pretrain_if_they_have_a_label():
+    obs = toy().obs
+    data = prepare("toy", labelled_only=True, pretrain_on=ZERO, learn_on=ONE)
+    assert data.samples == list(obs.index[obs["label"].notna()])
+    assert len(data.split.pretrain) == (obs["label"].notna() & (obs["batch"] == "batch-0")).sum()
+    assert (data.y[data.split.pretrain] == -1).all()
+
+
+def test_values_of_a_role_are_compared_as_text_and_a_missing_one_matches_nothing():
+    obs = pd.DataFrame({"kind": ["a", "b"]*30, "year": pd.array([1, 2, None]*20, dtype="Int64")})
+    for years in ([1], ["1"]): assert len(choose_rows(obs, "kind", 5, pretrain_on={"year": years}).used) == 60
+    chosen = choose_rows(obs, "kind", 5, pretrain_on={"year": [1]}, learn_on={"year": ["2"]})
+    assert chosen.facts["n_without_role"] == 20 and chosen.may_pretrain.sum() == 20
+    assert chosen.facts["pretrain_on"] == {"year": ["1"]}
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(pretrain_on={"tissue": ["lung"]}), "pretrain_on: .* 'tissue': it can be batch, label, patient, truth"),
+    (dict(learn_on={"batch": ["batch-1", "batch-7"]}), "learn_on: .* has batch 'batch-7': it can be batch-0, batch-1"),
+    (dict(learn_on={"batch": "batch-1"}), "list of values, got 'batch-1': it can be batch-0, batch-1"),
+    (dict(learn_on={"batch": []}), "list of values"),
+    (dict(learn_on={"patient": ["nobody"]}), "it can be patient-0000, .*, patient-0007 and 292 more"),
+    (dict(learn_on={"truth": ["class-0"], "label": ["class-1"]}), "none of the .* samples left .* they have class-0"),
+    (dict(learn_on={"truth": ["class-0"]}), r"fewer than two classes of at least 15 samples: it has class-0 \(\d+\)"),
+    (dict(learn_on=ONE, pretrain_on=ONE | {"label": ["class-0", "class-1", "class-2"]}, disjoint_pretraining=True),
+     "none of the .* rows that may pretrain is outside"),
+    (dict(shortcuts=["split by sample"]), "unknown shortcut 'split by sample': known are split-by-sample, fit-on"),
+    (dict(shortcuts=["fit-on-everything"], protocol="paper"), "paper takes them anyway")])
+def test_a_role_or_shortcut_that_cannot_be_is_refused_in_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message) as refusal: prepare("toy", **settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_shortcuts_are_written_down_and_fit_on_everything_keeps_the_strict_steps():
+    plain, data = prepare("toy", genes=50), prepare("toy", genes=50, shortcuts=["fit-on-everything"])
+    everything = preprocess.preprocessor("strict", "counts", 50).fit(toy().X).transform(toy().X)
+    np.testing.assert_allclose(data.X, everything, atol=1e-5)
+    assert data.facts["shortcuts"] == ["fit-on-everything"] and data.facts["n_fitted"] == 300
+    assert "shortcuts" not in plain.facts
 
 
 FORTIETH_OF_ARCHS4 = (1332, 67_128)

@@ -34,6 +34,16 @@ def test_a_held_out_patient_is_nowhere_else_not_even_unlabelled(seed, settings):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_rows_that_may_pretrain_are_closed_further_and_never_opened(seed):
+    labels, patients = made_up(seed)
+    may = np.random.default_rng(seed).random(len(labels)) < 0.5
+    split, without = (make_split(labels, patients, split=seed, may_pretrain=rows) for rows in (may, None))
+    assert set(split.pretrain) == set(without.pretrain) & set(np.flatnonzero(may)) < set(without.pretrain)
+    for part in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(split, part), getattr(without, part))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_by_sample_the_patients_do_straddle(seed):
     labels, patients = made_up(seed)
     split = make_split(labels, patients, "paper", seed)
@@ -140,6 +150,8 @@ BAD = {
     "no training": (dict(labels=TWENTY, test_share=0.5, validation_share=0.5), "leave nothing to train on"),
     "no labels kept": (dict(labels=TWENTY, labelled_share=0.0), "label fraction"),
     "too few labels kept": (dict(labels=TWENTY, labelled_share=0.05), "keep more labels"),
+    "nobody to pretrain on": (dict(labels=TWENTY, may_pretrain=np.arange(40) < 20, disjoint_pretraining=True),
+                              "none of the 20 rows that may pretrain"),
     "a class with one label kept": (dict(labels=["A"]*200 + ["B"]*15, patients=range(215), labelled_share=0.08),
                                     "class 'B' has no sample in the"),
 }

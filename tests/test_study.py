@@ -1,15 +1,31 @@
 """Profiles, plans and the checks that stop a study that was not meant."""
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from ssl_expr import collect
+from ssl_expr import cli, collect, study
 from ssl_expr.cli import check_methods, main
+from ssl_expr.keep import kept_path
+from ssl_expr.reproduce import compare
 from ssl_expr.run import check_parameters, declared, digest, parameters, read_result, repository
-from ssl_expr.study import DEFAULTS, Plan, PlannedRun, code_behind, figures, profiles, read_profile, tables_read
+from ssl_expr.study import (
+    DEFAULTS,
+    Plan,
+    PlannedRun,
+    code_behind,
+    collections,
+    figures,
+    parts_in,
+    profiles,
+    read_profile,
+    runs_behind,
+    tables_read,
+)
 
 EXPERIMENTS = sorted(path.stem for path in (repository()/"nbs"/"experiments").glob("*.ipynb"))
 
@@ -145,15 +161,15 @@ def test_with_two_seeds_every_arm_and_baseline_has_the_same_repeats():
     assert len(plan.of("pretrain")) == 2 and len(plan.of("label_curve")) == 4
 
 
-def test_repeats_of_different_seeds_are_told_apart(study_copy, monkeypatch):
-    monkeypatch.setattr(collect, "repository", lambda: study_copy.folder)
-    monkeypatch.setattr(collect, "read_result", lambda target: {})
-    monkeypatch.setattr(collect, "load_prepared", lambda path: SimpleNamespace(patients=["a", "b"]))
-    runs = [PlannedRun("label_curve", f"seed{seed}.parquet", {}, ("prepared",), "scarf", "strict", 0, seed)
+def test_repeats_of_different_seeds_are_told_apart(tmp_path):
+    runs = [PlannedRun("label_curve", f"results/x/seed{seed}.parquet", {}, ("prepared",), "scarf", "strict", 0, seed)
             for seed in (0, 1)]
-    for run in runs: pd.DataFrame(dict(repeat=[0, 1], sample=[0, 1])).to_parquet(study_copy.folder/run.target)
-    predictions = collect.predictions_of(runs)
-    assert predictions["repeat"].nunique() == 4 and predictions["patient"].tolist() == ["a", "b"]*2
+    (tmp_path/"results/x").mkdir(parents=True)
+    for run in runs:
+        pd.DataFrame(dict(repeat=[0, 1], sample=[0, 1], patient=["a", "b"])).to_parquet(tmp_path/run.target)
+    plan = SimpleNamespace(source=lambda run: tmp_path/run.target)
+    predictions = collect.predictions_of(plan, runs)
+    assert predictions["repeat"].nunique() == 4 and set(predictions["arm"]) == {"scarf"}
 
 
 def test_a_result_that_was_changed_after_its_run_is_refused(tmp_path):
@@ -166,3 +182,147 @@ def test_a_result_that_was_changed_after_its_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="label_curve.parquet is damaged or was changed"): read_result(target)
     target.with_suffix(".json").write_text("{}")
     with pytest.raises(ValueError, match="label_curve.json is not the record of a run"): read_result(target)
+
+
+TOP = DEFAULTS | dict(
+    dataset="coadread", prepare=dict(label="subtype", genes=50), splits={"strict": [0, 1], "paper": [0]}, seeds=[0, 1],
+    arms={"scratch": {}, "scarf": dict(method="scarf", epochs=5), "marginal": dict(method="scarf")},
+    replacement_arms=["marginal"], baselines=["logistic-genes"], fine_tuning=dict(epochs=3, repeats=2),
+    corruption=dict(rates=[0.5]))
+
+
+def with_parts(**parts): return Plan("x", TOP | dict(parts=parts))
+
+
+def test_a_part_inherits_what_is_compared_and_asks_for_itself_how_often():
+    plan = with_parts(few=dict(prepare=dict(genes=20)), toy=dict(dataset="toy"))
+    few, toy = plan.parts["few"], plan.parts["toy"]
+    assert few["prepare"] == dict(label="subtype", genes=20) and toy["prepare"] == {}
+    for part in (few, toy):
+        assert (part["splits"], part["seeds"], part["corruption"]) == ({"strict": [0]}, [0], {})
+        assert list(part["arms"]) == ["scratch", "scarf"] and part["baselines"] == ["logistic-genes"]
+    assert {run.target.split("/")[2] for run in plan.of("label_curve", part="few")} == {"few"}
+
+
+@pytest.mark.parametrize("arms, want", [
+    (["scarf"], {"scarf": dict(method="scarf", epochs=5)}),
+    (["marginal"], {"marginal": dict(method="scarf")}),
+    ({"scarf": dict(epochs=9)}, {"scratch": {}, "scarf": dict(method="scarf", epochs=9)}),
+    ({"scratch": None}, {"scarf": dict(method="scarf", epochs=5)}),
+])
+def test_a_part_names_arms_or_changes_their_settings(arms, want):
+    assert with_parts(few=dict(arms=arms)).parts["few"]["arms"] == want
+
+
+def test_parts_share_the_runs_that_are_the_same_and_no_others():
+    plan = with_parts(longer=dict(against="main", fine_tuning=dict(epochs=4)), few=dict(prepare=dict(genes=20)))
+    main, longer = ({run.target for run in plan.of("prepare", "pretrain", "baselines", part=part)}
+                    for part in ("main", "longer"))
+    assert longer and longer < main and len(plan.of("prepare")) == 4
+    curves = plan.of("label_curve", part="longer")
+    assert all(run.target not in {each.target for each in plan.of("label_curve", part="main")} for run in curves)
+    assert {need for run in curves for need in run.needs} <= main
+    assert not {run.target for run in plan.of("prepare", part="few")} & main
+
+
+def test_a_default_that_is_spelt_out_does_not_make_another_run():
+    plan = with_parts(same=dict(prepare=dict(min_class_size=15)))
+    assert not [target for target in plan.runs if "/same/" in target]
+
+
+def test_a_part_may_ask_a_question_that_the_profile_does_not():
+    plan = with_parts(sizes=dict(pretraining_sizes=dict(arms=["scarf"], sizes=[20, 0])))
+    assert [run.part for run in plan.of("pretraining_sizes")] == ["sizes"]
+    assert parts_in("pretraining_sizes", plan) == ["sizes"] and "architectures" not in collections(plan)
+
+
+@pytest.mark.parametrize("parts, said", [
+    (dict(main={}), "may not be called main"),
+    (dict(coadread={}), "may not be called main or like the profile's data"),
+    ({"a/b": {}}, "letters, digits"),
+    (dict(few=dict(against="fwe")), "got 'fwe'"),
+    (dict(few=dict(against="few")), "got 'few'"),
+    (dict(few=dict(parts={})), "no key 'parts'"),
+    (dict(few=dict(keep=True)), "no key 'keep'"),
+    (dict(few=dict(seeds=3)), "seeds must be a list"),
+    (dict(few=dict(arms=["scraf"])), "'scraf'"),
+    (dict(few=dict(arms={"scraf": {}}, corruption=dict(rate=0))), "no parameter 'rate'"),
+    (dict(few=[]), "must be a set of keys"),
+])
+def test_a_faulty_part_is_refused_when_planned(parts, said):
+    with pytest.raises((ValueError, TypeError), match=re.escape(said)): with_parts(**parts)
+
+
+def test_a_comparison_rests_on_the_runs_of_both_parts():
+    plan = with_parts(few=dict(prepare=dict(genes=20)), leaky=dict(against="few", prepare=dict(genes=30)))
+    assert parts_in("shortcuts", plan) == ["leaky"]
+    assert {run.target.split("/")[2] for run in runs_behind("shortcuts", plan)} == {"few", "leaky"}
+    assert "shortcuts" not in collections(with_parts(few=dict(prepare=dict(genes=20))))
+
+
+def test_a_figure_is_drawn_only_by_profiles_that_make_its_tables():
+    drawn = figures(Plan("x", TOP))
+    assert "figS5_corruption" in drawn and "tableS4_grid" not in drawn
+    quick = figures(Plan("quick", read_profile("quick")))
+    assert len(quick) >= 14 and {"fig4_architecture", "tableS4_grid", "table_protocols"} <= set(quick)
+
+
+def test_a_record_with_a_value_that_the_plan_no_longer_states_is_not_as_planned():
+    run = Plan("x", TOP).of("pretrain")[0]
+    made = declared("experiments/pretrain") | run.parameters
+    assert run.made_so(dict(parameters=made)) and run.made_so(dict(parameters=run.parameters))
+    assert not run.made_so(dict(parameters=made | dict(epochs=6)))
+    assert not run.made_so(dict(parameters=made | dict(batch_size=7)))
+
+
+def test_a_kept_run_counts_only_while_all_it_rests_on_is_as_planned(tmp_path, monkeypatch):
+    for module in (study, cli): monkeypatch.setattr(module, "repository", lambda: tmp_path)
+    monkeypatch.setattr(cli, "SMALLER", ())
+    plan = Plan("x", TOP | dict(keep=True))
+    run = next(run for run in plan.of("label_curve") if run.arm == "scarf")
+    for each in plan.with_needs([run]):
+        target = tmp_path/each.target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for name in (target.name, *each.kept): target.with_name(name).write_text(name)
+        record = dict(parameters=each.parameters, sha256=digest(target), facts={}, cost={}, provenance={})
+        target.with_suffix(".json").write_text(json.dumps(record))
+    assert len(cli.keep_finished(plan)) == 3 and plan.kept(run) and plan.at_hand(run)
+    assert run not in plan.to_make() and plan.source(run) == tmp_path/kept_path(run.target)
+    shutil.rmtree(tmp_path/"results")
+    assert Plan("x", TOP | dict(keep=True)).kept(run) and not plan.at_hand(run)
+    other = Plan("x", TOP | dict(keep=True, prepare=dict(label="subtype", genes=51)))
+    assert not other.kept(run) and other.source(run) == tmp_path/run.target
+    assert set(cli.spoilt(other).values()) == {"kept of another plan"}
+    assert not Plan("x", TOP).kept(run), "a profile that keeps nothing reads nothing kept"
+    (tmp_path/kept_path(run.target)).write_text("better numbers")
+    assert not plan.kept(run) and cli.spoilt(plan) == {kept_path(run.target): "damaged"}
+    assert [each.experiment for each in plan.with_needs([run])] == ["prepare", "pretrain", "label_curve"]
+    assert all(each in plan.to_make() for each in plan.with_needs([run]))
+
+
+def test_a_repeated_run_is_judged_by_the_interval_of_the_kept_one(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 60)
+    def predict(share, seed):
+        random = np.random.default_rng(seed)
+        called = np.where(random.random(60) < share, truth, (truth + 1) % 3)
+        patient = np.arange(60).astype(str)
+        return pd.DataFrame(dict(mode="frozen", fraction=0.5, repeat=0, sample=range(60), patient=patient, truth=truth,
+                                 n_labels=9, called=called, log_loss=0.5, confidence=0.9, auroc=0.8))
+    run = PlannedRun("label_curve", "", {}, arm="scarf", protocol="strict")
+    for name, share, seed in (("kept", 0.7, 1), ("same", 0.7, 1), ("near", 0.7, 2), ("far", 0.2, 3)):
+        predict(share, seed).to_parquet(tmp_path/f"{name}.parquet")
+    answers = {name: compare(run, tmp_path/"kept.parquet", tmp_path/f"{name}.parquet")
+               for name in ("same", "near", "far")}
+    assert answers["same"] == (True, "bit-identical")
+    assert answers["near"][0] and answers["near"][1].startswith("within") and "at 50%" in answers["near"][1]
+    assert not answers["far"][0] and answers["far"][1].startswith("outside")
+
+
+def test_a_shortcut_tested_on_other_samples_is_not_called_paired():
+    def part(first):
+        return pd.DataFrame(dict(protocol="strict", split=0, arm="scarf", mode="frozen", fraction=0.5, repeat=0,
+                                 sample=range(first, first + 5), patient=[f"p{i}" for i in range(first, first + 5)]))
+    assert collect.in_common(part(0), part(0))[2] is True
+    assert collect.in_common(part(0), part(1))[2] is False
+    with pytest.raises(ValueError, match="in common"): collect.in_common(part(0), part(0).assign(split=1))

@@ -1,5 +1,6 @@
 """The study from profile to figures, at toy size: complete, resumable, repeatable, redone only where it changed."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,10 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import TINY, StudyCopy
+from conftest import KEEPING, TINY
+
+from ssl_expr.run import digest
+from ssl_expr.study import TARGETS
 
 METRICS = ("figures/data/tiny/*.csv",)
 
@@ -18,13 +22,6 @@ def targets(study): return set(study.files(*(f"results/**/*.{kind}" for kind in 
 def moments(study):
     return {path: path.stat().st_mtime_ns
             for kind in ("parquet", "safetensors") for path in study.folder.glob(f"results/**/*.{kind}")}
-
-
-def a_copy_of(finished, tmp_path):
-    copy = StudyCopy.__new__(StudyCopy)
-    shutil.copytree(finished.folder, tmp_path/"copy")
-    copy.folder, copy.environment = tmp_path/"copy", finished.environment
-    return copy
 
 
 def test_every_figure_and_table_has_its_five_files(finished):
@@ -70,7 +67,7 @@ def test_status_counts_what_is_done_and_what_is_missing(finished, study_copy):
 
 
 def test_one_changed_parameter_redoes_that_arm_and_the_figures_that_use_it_only(finished, tmp_path):
-    study = a_copy_of(finished, tmp_path)
+    study = finished.clone(tmp_path/"copy")
     before = moments(study)
     figures = {path: path.stat().st_mtime_ns for path in study.folder.glob("figures/tiny/*.csv")}
     study.write_profile("tiny", TINY.replace("vime, epochs: 2", "vime, epochs: 3"))
@@ -99,7 +96,7 @@ def test_a_killed_study_continues_to_the_same_metrics(finished, study_copy):
 
 
 def test_two_profiles_never_share_a_result(finished, tmp_path):
-    study = a_copy_of(finished, tmp_path)
+    study = finished.clone(tmp_path/"copy")
     before = study.files("results/tiny/**/*.parquet", *METRICS)
     tuning = "fine_tuning: {fractions: [1.0], repeats: 1, epochs: 1}"
     study.write_profile("other", f"dataset: toy\narms: {{scratch: {{}}}}\n{tuning}\n")
@@ -110,7 +107,7 @@ def test_two_profiles_never_share_a_result(finished, tmp_path):
 
 
 def test_figures_are_redrawn_without_results_and_with_identical_numbers(finished, tmp_path):
-    study = a_copy_of(finished, tmp_path)
+    study = finished.clone(tmp_path/"copy")
     shutil.rmtree(study.folder/"results")
     shutil.rmtree(study.folder/"figures"/"tiny")
     answer = study.command("figures", "--profile", "tiny")
@@ -148,9 +145,121 @@ def test_a_failed_run_is_reported_in_one_sentence_and_leaves_no_result(study_cop
 
 
 def test_a_damaged_result_file_is_named(finished, tmp_path):
-    study = a_copy_of(finished, tmp_path)
+    study = finished.clone(tmp_path/"copy")
     prepared = study.folder/"results/tiny/toy/strict/split0/prepared.safetensors"
     prepared.write_bytes(prepared.read_bytes()[:100])
     values = dict(prepared=str(prepared.relative_to(study.folder)), folder="results/x")
     answer = study.command("notebook", "experiments/pretrain", "results/x/pretrain.ipynb", json.dumps(values))
     assert answer.returncode == 1 and "prepared.safetensors" in answer.stderr
+
+
+CURVE = "toy/strict/split0/scarf/seed0/label_curve.parquet"
+KEPT = "figures/data/keeping/runs"
+TABLES = ("figures/data/keeping/*.csv", "figures/data/keeping/*.json")
+
+
+def only_committed(study):
+    "What a fresh clone has, all of one age."
+    for name in ("results", ".snakemake", "figures/keeping"): shutil.rmtree(study.folder/name)
+    for path in study.folder.glob("**/*"): os.utime(path, (1e9, 1e9))
+    return study
+
+
+def work_of(answer):
+    "Runs done and to be computed, and CPU hours, by experiment: what `run` says first."
+    rows = [line.split() for line in answer.stdout.splitlines()]
+    return {row[0]: row[1:] for row in rows if row[:1] and row[0] in TARGETS and len(row) == 4}
+
+
+def test_what_two_parts_share_is_run_once_and_both_are_scored(keeping):
+    assert len(list(keeping.folder.glob("results/**/encoder.safetensors"))) == 1
+    curves = pd.read_csv(keeping.folder/"figures/data/keeping/label_curve.csv")
+    assert list(curves.columns[:2]) == ["part", "protocol"] and set(curves["part"]) == {"main", "longer"}
+    same = curves[curves["arm"] == "logistic-genes"].drop(columns="part")
+    assert len(same) and same.drop_duplicates().shape[0] == len(same)/2
+
+
+def test_a_shortcut_is_compared_in_score_and_in_gain_on_the_same_samples(keeping):
+    table = pd.read_csv(keeping.folder/"figures/data/keeping/shortcuts.csv")
+    curves = pd.read_csv(keeping.folder/"figures/data/keeping/label_curve.csv")
+    assert table["paired"].all() and set(table["part"]) == {"longer"} and set(table["against"]) == {"main"}
+    assert {"scratch", "scarf", "scarf − scratch", "logistic-genes − scratch"} <= set(table["arm"])
+    keys = ["protocol", "arm", "mode", "metric", "fraction"]
+    both = table.merge(curves[curves["part"] == "main"], on=keys)
+    assert len(both) and (both["score_against"] - both["mean"]).abs().max() < 1e-5
+    gain = table[(table["arm"] == "scarf − scratch") & (table["mode"] == "unfrozen")].set_index(keys[3:])
+    parts = {arm: table[(table["arm"] == arm) & (table["mode"] == "unfrozen")].set_index(keys[3:])
+             for arm in ("scarf", "scratch")}
+    assert (gain["difference"] - parts["scarf"]["difference"] + parts["scratch"]["difference"]).abs().max() < 1e-5
+    equal = table[table["arm"] == "logistic-genes"]
+    assert (equal["difference"] == 0).all() and (equal["verdict"] == "tie").all()
+
+
+def test_costs_count_a_shared_run_once(keeping):
+    costs = pd.read_csv(keeping.folder/"figures/data/keeping/costs.csv", keep_default_na=False)
+    counted = costs.groupby("experiment")["runs"].sum()
+    assert counted["pretrain"] == 1 and counted["label_curve"] == 4
+    assert (costs["cpu_seconds"] > 0).all() and costs["processor"].str.len().min() > 0
+
+
+def test_a_study_that_keeps_has_nothing_to_do_the_second_time(keeping):
+    answer = keeping.command("run", "--profile", "keeping")
+    assert answer.returncode == 0 and "Nothing to do" in answer.stdout, answer.stdout + answer.stderr
+    assert work_of(answer)["label_curve"] == ["4", "·", "·"]
+
+
+def test_a_fresh_clone_collects_and_draws_the_same_from_kept_runs_alone(keeping, tmp_path):
+    study = only_committed(keeping.clone(tmp_path/"copy"))
+    for path in study.folder.glob("figures/data/keeping/*.*"): path.unlink()
+    answer = study.command("run", "--profile", "keeping")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert study.files(*TABLES, "figures/keeping/*.csv") == keeping.files(*TABLES, "figures/keeping/*.csv")
+    assert not list(study.folder.glob("results/keeping/**/*.parquet")), "a kept run was done again"
+    done = study.command("status", "--profile", "keeping").stdout
+    assert next(line.split()[1:] for line in done.splitlines() if line.startswith("pretrain")) == ["1", *"····"]
+
+
+def test_a_changed_library_does_not_redo_what_is_kept(keeping, tmp_path):
+    study = keeping.clone(tmp_path/"copy")
+    os.utime(study.folder/"ssl_expr"/"pretrain.py")
+    before = moments(study)
+    (study.folder/KEPT/CURVE).unlink()
+    answer = study.command("run", "--profile", "keeping", "--", f"{KEPT}/{CURVE}")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    redone = {path for path, moment in moments(study).items() if before.get(path) != moment}
+    assert redone == {study.folder/"results/keeping"/CURVE}, "an encoder at hand was pretrained again"
+
+
+def test_a_damaged_kept_file_is_named_and_only_that_run_is_planned_with_what_it_needs(keeping, tmp_path):
+    study = only_committed(keeping.clone(tmp_path/"copy"))
+    (study.folder/KEPT/CURVE).write_bytes(b"damaged")
+    said = study.command("status", "--profile", "keeping").stdout
+    assert f"damaged: {KEPT}/{CURVE}" in said
+    answer = study.command("run", "--profile", "keeping", "--dry-run")
+    work = work_of(answer)
+    assert [work[name][1] for name in ("prepare", "pretrain", "label_curve", "baselines")] == ["1", "1", "1", "·"]
+    assert float(work["pretrain"][2]) >= 0 and "unknown" not in answer.stdout
+    assert "label_curve" in answer.stdout and "keep_label_curve" in answer.stdout
+
+
+def test_a_changed_parameter_replans_what_rests_on_it_and_keeps_the_rest(keeping, tmp_path):
+    study = only_committed(keeping.clone(tmp_path/"copy"))
+    study.write_profile("keeping", KEEPING.replace("scarf, epochs: 2", "scarf, epochs: 3"))
+    work = work_of(study.command("run", "--profile", "keeping", "--dry-run"))
+    assert [work[name][:2] for name in ("prepare", "pretrain", "label_curve", "baselines")] == [
+        ["1", "1"], ["·", "1"], ["2", "2"], ["1", "·"]]
+
+
+def test_a_run_done_again_is_the_same_to_the_last_bit_or_is_said_not_to_be(keeping, tmp_path):
+    study = only_committed(keeping.clone(tmp_path/"copy"))
+    target = "longer/strict/split0/scratch/seed0/label_curve.parquet"
+    answer = study.command("reproduce", target, "--profile", "keeping")
+    assert answer.returncode == 0 and "bit-identical" in answer.stdout, answer.stdout + answer.stderr
+    place = study.folder/KEPT/target
+    predictions = pd.read_parquet(place)
+    predictions.assign(truth=(predictions["truth"] + 1) % 3).to_parquet(place, index=False)
+    record = json.loads(place.with_suffix(".json").read_text())
+    record["kept"][place.name] = digest(place)
+    place.with_suffix(".json").write_text(json.dumps(record))
+    answer = study.command("reproduce", target, "--profile", "keeping")
+    assert answer.returncode == 1 and "outside the kept interval" in answer.stdout, answer.stdout + answer.stderr
