@@ -144,17 +144,19 @@ def check_methods(plan:Plan):
 def show_work(plan:Plan):
     "Print how many runs are done and to be done, by experiment, and what the rest will cost."
     from ssl_expr.reproduce import estimate
-    done = {run.target for run in plan.runs.values() if plan.kept(run) or _state_here(run) == "done"}
-    costs = [(run, plan.record(run)["cost"]["cpu_seconds"]) for run in plan.runs.values() if run.target in done]
-    rest = [run for run in plan.to_make() if _state_here(run) != "done"]
+    here = {run.target: _state_here(run) for run in plan.runs.values()}
+    done = [run for run in plan.runs.values() if here[run.target] == "done" or plan.kept(run)]
+    costs = [(run, plan.record(run)["cost"]["cpu_seconds"]) for run in done]
+    rest = [(run.experiment, estimate(costs, run)) for run in plan.to_make() if here[run.target] != "done"]
+    def row(name:str, finished:int, seconds:list[float|None]):
+        known = [each for each in seconds if each is not None]
+        hours = "·" if not seconds else f"{sum(known)/3600:.2f}" if len(known) == len(seconds) else "unknown"
+        print(f"{name:20}{finished or '·':>10}{len(seconds) or '·':>12}{hours:>12}")
     print(f"{'profile ' + plan.name:20}{'done':>10}{'to compute':>12}{'CPU hours':>12}")
     for experiment in dict.fromkeys(run.experiment for run in plan.runs.values()):
-        ours = plan.of(experiment)
-        guesses = [estimate(costs, run) for run in rest if run.experiment == experiment]
-        known = [seconds for seconds in guesses if seconds is not None]
-        hours = "·" if not guesses else f"{sum(known)/3600:.2f}" if len(known) == len(guesses) else "unknown"
-        n_done = sum(run.target in done for run in ours)
-        print(f"{experiment:20}{n_done or '·':>10}{len(guesses) or '·':>12}{hours:>12}")
+        finished = sum(run.experiment == experiment for run in done)
+        row(experiment, finished, [cost for name, cost in rest if name == experiment])
+    row("in all", len(done), [cost for _, cost in rest])
 
 def run(
     profile:str,            # its name
@@ -170,7 +172,7 @@ def run(
     command = [sys.executable, "-m", "snakemake", "--directory", str(root), "--snakefile", str(root/"Snakefile"),
                "--config", f"profile={profile}"]
     options = ["--cores", str(cores or os.cpu_count()), "--rerun-incomplete", "--keep-going", "--nocolor"]
-    if again := [str(place.with_suffix(".json")) for place in spoilt(plan)]: options += ["--forcerun", *again]
+    if again := [str(place.with_suffix(".json")) for place in spoilt(plan)]: options = ["--forcerun", *again, *options]
     if dry_run: options += ["--dry-run", "--quiet", "rules"]
     busy = f"Another `ssl-expr run --profile {profile}` is at work: see `ssl-expr status --profile {profile}`."
     with locked(folder/"run.lock", busy):

@@ -134,7 +134,7 @@ def _check_part(
         if not isinstance(recipe, dict):
             refuse(f"arm {arm} must be a set of settings such as {{method: scarf}}, got {recipe!r}")
     for key in ("architectures", "pretraining_sizes", "phenotypes"):
-        for arm in profile[key].get("arms", []):
+        for arm in [*profile[key].get("arms", []), *profile[key].get("epochs", [])]:
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
     for arm in profile["phenotypes"].get("arms", []):
         if "method" not in profile["arms"][arm]: refuse(f"phenotypes names arm {arm!r}, which has no encoder")
@@ -285,8 +285,9 @@ class Plan:
                 asked["encoders"] = {arm: encoders[arm] for arm in asked.pop("arms", encoders)}
                 self._add(question, base, asked, (prepared, *asked["encoders"].values()), **where)
             elif "arms" not in asked: self._add(question, base, asked, (prepared,), **where)
+            epochs = asked.pop("epochs", {})
             for arm in asked.pop("arms", []):
-                pretraining, tuning = _recipe(own["arms"][arm])
+                pretraining, tuning = _recipe(own["arms"][arm] | ({"epochs": epochs[arm]} if arm in epochs else {}))
                 method = pretraining.pop("method", "")
                 values = asked | dict(method=method, pretraining=pretraining, fine_tuning=shared | tuning)
                 self._add(question, f"{base}/{arm}", values, (prepared,), arm=arm, **where)
@@ -367,7 +368,7 @@ class Collection(NamedTuple):
     compared: bool = False        # made of parts with `against` only, and reads the runs of both
 
 COLLECTIONS = dict(
-    curves=Collection(("label_curve", "difference", "labels_saved", "replacement", "protocols"),
+    curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols"),
                       ("label_curve", "baselines")),
     shortcuts=Collection(("shortcuts",), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),

@@ -48,7 +48,8 @@ def by_sklearn(rows):
     truth, called = rows["truth"].to_numpy(), probabilities.argmax(1)
     with warnings.catch_warnings(action="ignore"): # of classes that a resample does not contain
         return np.array([accuracy_score(truth, called), balanced_accuracy_score(truth, called),
-                         f1_score(truth, called, average="macro"), np.nan, log_loss(truth, probabilities, labels=range(C)),
+                         f1_score(truth, called, average="macro"), np.nan,
+                         log_loss(truth, probabilities, labels=range(C)),
                          brute_force_calibration_error(truth, probabilities)])
 
 
@@ -288,7 +289,8 @@ def test_labels_saved_for_both_targets_as_computed_by_hand():
                      ("scratch", "unfrozen"): [0.5, 0.625, 0.75, 0.875],
                      ("logistic", "baseline"): [0.25, 0.75, 0.5, 0.5]})
     table = saved(drawn, ["scratch", "logistic"])
-    table = table[table["metric"] == "auroc"].set_index(["reference", "arm", "mode", "target"])[["saved", "low", "high"]]
+    keys = ["reference", "arm", "mode", "target"]
+    table = table[table["metric"] == "auroc"].set_index(keys)[["saved", "low", "high"]]
     want = {("scratch", "scarf", "unfrozen", "best"): 0.4,                       # 0.875 at 0.6 instead of 1
             ("scratch", "scarf", "unfrozen", "best minus interval"): 0.5,        # 0.8125 at 0.4 instead of 0.8
             ("scratch", "logistic", "baseline", "best"): np.nan,
