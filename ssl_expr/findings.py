@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 
 from .claims import (DATA_PARTS, METHODS, METRIC, TABLES, best_linear, claims_table, compared_at,
-                             few_labels, gain, named, saved, versus, words)
+                             few_labels, gain, named, saved, versus)
 from .files import write_atomic
-from .report import count, label, markdown_table, read_runs
+from .report import count, in_words, label, markdown_table, read_runs
 from .verdicts import FAILS, HOLDS, OPEN, Interval, NotRun, Tables, read_tables
 
 # %% ../nbs/87_findings.ipynb #cell-06
@@ -48,9 +48,11 @@ def claims_page(
     rules = table.drop_duplicates("rule")
     return "\n".join([
         "# What holds of the paper, and how sure we are", "",
-        f"Data: {runs['dataset']}, profile `{runs['profile']}`, strict protocol. Differences are in {words(METRIC)} "
+        f"Data: {runs['dataset']}, profile `{runs['profile']}`, strict protocol. Differences are in {in_words(METRIC)} "
         "unless said otherwise. Verdicts follow from the intervals by the rules below, none is typed; a tie is not "
-        f"\"no effect\". {tally_verdicts(table[table['source'] != 'ours'])}", "",
+        "\"no effect\". Pretraining is shorter than the paper's where the "
+        f"[profile](../nbs/profiles/{runs['profile']}.yaml) says so. "
+        f"{tally_verdicts(table[table['source'] != 'ours'])}", "",
         "## Results of the paper", "", part("paper"), "## Recommendations of the paper", "", part("advice"),
         "## What we recommend", "", "Our advice is put to the data in the same way.", "", part("ours"),
         "## Rules", "",
@@ -119,8 +121,8 @@ def elsewhere(tables:Tables)->str:
         except NotRun: continue
         rows.append(row)
     if not rows: raise NotRun("no data set")
-    return (f"**And on other data?** Mean gain in {words(METRIC)} over the network from scratch, {few_labels()}. The "
-            "sign compares with the best linear model: + better, − worse, = a tie.\n\n"
+    return (f"**And on other data?** Mean gain in {in_words(METRIC)} over the network from scratch, {few_labels()}. "
+            "The sign compares with the best linear model: + better, − worse, = a tie.\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 # %% ../nbs/87_findings.ipynb #cell-11
@@ -142,8 +144,8 @@ def findings(
     about = (f"Measured on {runs['dataset']}: {facts['n_samples']:,} samples of {facts['n_patients']:,} patients, "
              f"{len(facts['classes'])} classes; {rows['pretrain']:,} samples for pretraining, "
              f"{rows['train'] + rows['validation']:,} labelled ones for fine-tuning, {rows['test']:,} for testing. "
-             f"Patients are kept apart; {words(METRIC)}, 95 % intervals in brackets; a difference whose interval holds "
-             "zero is a tie.")
+             f"Patients are kept apart; {in_words(METRIC)}, 95 % intervals in brackets; a difference whose interval "
+             "holds zero is a tie.")
     verdicts = (f"**What holds of the paper?** {tally_verdicts(claims[claims['source'] != 'ours'])} "
                 + (f"Not: {' '.join(failed['claim'])} " if len(failed) else "")
                 + f"[All claims with numbers, verdicts and reasons]({up}figures/claims.md).")
