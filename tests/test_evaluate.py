@@ -170,7 +170,8 @@ def test_a_lower_loss_and_calibration_error_are_better():
     assert (table.loc[table["arm"] == "better", "high"] < 0).all()
     sure = predictions_of(skill, arms=("worse", "scratch"), n_test=50).replace(dict(arm=dict(worse="calibrated")))
     probabilities = ["p0", "p1", "p2"] # right in a third of cases: 0.6 is too sure, 0.35 is not
-    sure.loc[sure["arm"] == "calibrated", probabilities] = np.where(sure.loc[sure["arm"] == "calibrated", probabilities] > 0.5, 0.36, 0.32)
+    calibrated = sure["arm"] == "calibrated"
+    sure.loc[calibrated, probabilities] = np.where(sure.loc[calibrated, probabilities] > 0.5, 0.36, 0.32)
     table = differences(sure)
     assert (table.loc[table["metric"] == "calibration_error", "verdict"] == "better").all()
     assert set(table.loc[table["metric"] == "accuracy", "verdict"]) == {"worse"}
