@@ -105,8 +105,8 @@ for collection in MADE:
 rule figure:
     input:
         lambda wildcards: code_behind(f"figures/{wildcards.figure}"),
-        lambda wildcards: [f"{DATA}/{table}.csv" for table in tables_read(wildcards.figure)],
-        lambda wildcards: sorted({f"{DATA}/{COLLECTION_OF[table]}.json" for table in tables_read(wildcards.figure)}),
+        lambda wildcards: [f"{DATA}/{table}.csv" for table in tables_read(wildcards.figure, PLAN)],
+        lambda wildcards: sorted({f"{DATA}/{COLLECTION_OF[table]}.json" for table in tables_read(wildcards.figure, PLAN)}),
     output:
         expand(f"{FIGURES}/{{{{figure}}}}.{{kind}}", kind=KINDS),
     log:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
-           'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label', 'in_order', 'style', 'draw_curves', 'label_axis', 'log_ticks',
-           'legend_below', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count',
-           'describe', 'describe_intervals', 'tally', 'freeze', 'render', 'save_figure', 'text_width', 'wrap_columns',
-           'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
+           'METRIC_WORDS', 'LOWER_IS_BETTER', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label',
+           'in_order', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below',
+           'best_linear', 'shares', 'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark',
+           'write_caption', 'count', 'describe', 'describe_intervals', 'tally', 'freeze', 'render', 'save_figure',
+           'wrap_columns', 'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
@@ -36,17 +37,21 @@ from .files import atomic, read_json
 SINGLE, DOUBLE = 3.3, 6.9   # inches: one journal column, two journal columns
 ARMS = {   # label, colour, marker; in the reading order of every legend and every table
     "scarf": ("SCARF", "#D55E00", "o"),
+    "scarf-short": ("SCARF, 200 epochs", "#8F3B1B", ">"),
     "vime": ("VIME", "#009E73", "s"),
+    "vime-sigmoid": ("VIME, sigmoid", "#7FBF5A", "d"),
     "byol": ("BYOL", "#0072B2", "^"),
+    "byol-200": ("BYOL, 200 epochs", "#332288", "<"),
     "scarf-marginal": ("SCARF, marginal", "#E69F00", "v"),
     "scratch": ("from scratch", "#000000", "D"),
+    "scratch-fast": ("from scratch, rate 0.001", "#4D4D4D", "*"),
     "logistic-genes": ("logistic, genes", "#CC79A7", "x"),
     "logistic-pca": ("PCA + logistic", "#56B4E9", "+"),
     "boosted-trees": ("boosted trees", "#7F7F7F", "p"),
     "pca": ("PCA", "#0A7C9E", "h"),
 }
-SPARE_COLOURS = ["#882255", "#332288", "#999933", "#8C510A", "#01665E", "#F781BF", "#7B3294"]
-SPARE_MARKERS = ["<", ">", "*", "d", "8", "H", "X"]
+SPARE_COLOURS = ["#882255", "#999933", "#01665E", "#F781BF", "#7B3294"]
+SPARE_MARKERS = ["8", "H", "X", "P", "2"]
 
 # %% ../nbs/70_report.ipynb #cell-07
 class ByArm(dict):
@@ -86,6 +91,21 @@ def in_order(
     newcomers = rank["scratch"] - 0.5
     return sorted(set(arms), key=lambda arm: (rank.get(arm, newcomers), arm))
 
+# %% ../nbs/70_report.ipynb #743e4066
+METRIC_WORDS = dict(accuracy="accuracy", balanced_accuracy="balanced accuracy", macro_f1="macro-F1", auroc="AUROC",
+                    log_loss="log-loss", calibration_error="calibration error")
+LOWER_IS_BETTER = ("log_loss", "calibration_error")
+SIGNS = dict(better="+", worse="−", tie="=")   # verdicts, as tables write them
+
+def in_words(
+    metric:str,             # "balanced_accuracy", …
+    direction:bool=False,   # True: for an axis or a head, which says when lower is better
+)->str:
+    "A metric as a reader calls it."
+    return METRIC_WORDS.get(metric, metric.replace("_", " ")) + (
+        " (lower is better)" if direction and metric in LOWER_IS_BETTER else "")
+
+
 # %% ../nbs/70_report.ipynb #cell-12
 def style()->None:
     "Set the look: 7 pt text, thin axes without a box, sizes given in true column widths."
@@ -99,12 +119,23 @@ def style()->None:
         "legend.frameon": False, "figure.dpi": 150, "savefig.dpi": 200, "figure.constrained_layout.use": True,
         "svg.fonttype": "none", "axes.axisbelow": True})
 
+# %% ../nbs/70_report.ipynb #f94f2451
+@cache
+def text_width(
+    text:str,            # may hold several lines
+    size:float=6.5,      # pt
+)->float:
+    "Width of the longest line in inches."
+    return max((TextPath((0, 0), line, size=size).get_extents().width for line in text.split("\n") if line.strip()),
+               default=0)/72
+
 # %% ../nbs/70_report.ipynb #cell-14
 def draw_curves(
     axes:Axes,                # where to draw
     curves:pd.DataFrame,      # columns arm, x, mean, low, high; optionally mode
     x:str="fraction",         # column of the horizontal axis
-    dashed:Iterable[str]=(),  # arms drawn as dashed lines without a band (baselines)
+    dashed:Iterable[str]=(),  # arms drawn as dashed lines (baselines)
+    bands:bool=False,         # True: dashed lines have a band, too
 )->None:
     "One line per arm, with its 95 % band."
     for arm in in_order(curves["arm"]):
@@ -113,7 +144,7 @@ def draw_curves(
         colour, line = COLOURS[arm], "--" if arm in dashed else "-"
         axes.plot(curve[x], curve["mean"], line, color=colour, marker=MARKERS[arm], label=name,
                   markevery=max(1, len(curve)//8), markerfacecolor="white" if name == UNTRAINED else colour)
-        if arm in dashed: continue
+        if arm in dashed and not bands: continue
         if len(curve) == 1: axes.vlines(curve[x], curve["low"], curve["high"], color=colour, lw=0.8)
         axes.fill_between(curve[x], curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
         for edge in ["low", "high"]: axes.plot(curve[x], curve[edge], color=colour, alpha=0.5, lw=0.4)
@@ -144,12 +175,52 @@ def legend_below(
     figure:Figure,    # all its axes are read
     columns:int=4,    # entries side by side, at most
 )->None:
-    "One legend for all panels, under them, each name once."
+    "One legend for all panels, under them, each name once; in as many rows as the figure's width asks for."
     entries:dict[str, Any] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True): entries.setdefault(name, handle)
-    rows = -(-len(entries)//columns)
+    names, rows = list(entries), -(-len(entries)//columns)
+    def width(): return sum(max(map(text_width, names[i:i+rows])) + 0.45 for i in range(0, len(names), rows))
+    while 0 < rows < len(names) and width() > figure.get_figwidth(): rows += 1
     if rows: figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=-(-len(entries)//rows))
+
+# %% ../nbs/70_report.ipynb #b7f5f9d6
+LINEAR = {"logistic-genes": "logistic regression on genes",   # in sentences; short names are in `ARMS`
+          "logistic-pca": "logistic regression on principal components"}
+
+def best_linear(
+    curves:pd.DataFrame,   # columns arm, mean and fraction, of one metric
+    metric:str="",         # decides whether high or low is good
+)->str:                    # "scratch" where no linear model was run
+    "The linear model with the best mean over the label fractions."
+    means = curves[curves["arm"].isin(LINEAR)].groupby("arm")["mean"].mean()
+    if means.empty: return "scratch"
+    return str(means.idxmin() if metric in LOWER_IS_BETTER else means.idxmax())
+
+def shares(
+    chosen:Iterable[float],   # label fractions
+    every:Iterable[float],    # all that were compared
+)->str:                       # "2% to 5%, 20%"
+    "Label fractions in words, neighbours joined."
+    chosen, every = {*chosen}, sorted({*every})
+    groups:list[list[float]] = []
+    for before, share in zip([None, *every], every, strict=False):
+        if share not in chosen: continue
+        if before in chosen: groups[-1].append(share)
+        else: groups.append([share])
+    return ", ".join(" to ".join(f"{100*end:.3g}%" for end in sorted({group[0], group[-1]})) for group in groups)
+
+def standing(
+    differences:pd.DataFrame,   # columns arm, fraction, verdict: one metric, mode and reference
+)->str:
+    "For each arm, at which label fractions it is better than the reference, a tie, or worse."
+    said = []
+    for arm in in_order(differences["arm"]):
+        rows = differences.query("arm == @arm")
+        at = {verdict: shares(rows.loc[rows["verdict"] == verdict, "fraction"], rows["fraction"]) or "none"
+              for verdict in SIGNS}
+        said.append(f"{label(arm)} is better at {at['better']}, worse at {at['worse']}, a tie at {at['tie']}")
+    return "; ".join(said)
 
 # %% ../nbs/70_report.ipynb #cell-18
 def collected(
@@ -329,15 +400,6 @@ def save_figure(
     return [f"{name}.{kind}" for kind in contents]
 
 # %% ../nbs/70_report.ipynb #cell-29
-@cache
-def text_width(
-    text:str,            # may hold several lines
-    size:float=6.5,      # pt
-)->float:
-    "Width of the longest line in inches."
-    return max((TextPath((0, 0), line, size=size).get_extents().width for line in text.split("\n") if line.strip()),
-               default=0)/72
-
 def wrap_columns(
     cells:pd.DataFrame,   # text
     width:float,          # inches at hand

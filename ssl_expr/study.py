@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'WHOLE', 'PART', 'TARGETS', 'BESIDE', 'KEPT', 'SMALLER', 'QUESTIONS', 'COLLECTIONS', 'profiles',
            'read_profile', 'lay_over', 'parts', 'check_profile', 'PlannedRun', 'Plan', 'code_behind', 'Collection',
-           'parts_in', 'runs_behind', 'collections', 'tables_read', 'figures']
+           'parts_in', 'runs_behind', 'collections', 'tables_read', 'tables_made', 'figures']
 
 # %% ../nbs/75_study.ipynb #cell-03
 import json
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .files import read_json
 from .keep import kept_path, read_kept
 from .run import check_parameters, declared, digest, read_result, repository
 
@@ -134,7 +135,7 @@ def _check_part(
         if not isinstance(recipe, dict):
             refuse(f"arm {arm} must be a set of settings such as {{method: scarf}}, got {recipe!r}")
     for key in ("architectures", "pretraining_sizes", "phenotypes"):
-        for arm in profile[key].get("arms", []):
+        for arm in [*profile[key].get("arms", []), *profile[key].get("epochs", [])]:
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
     for arm in profile["phenotypes"].get("arms", []):
         if "method" not in profile["arms"][arm]: refuse(f"phenotypes names arm {arm!r}, which has no encoder")
@@ -285,8 +286,9 @@ class Plan:
                 asked["encoders"] = {arm: encoders[arm] for arm in asked.pop("arms", encoders)}
                 self._add(question, base, asked, (prepared, *asked["encoders"].values()), **where)
             elif "arms" not in asked: self._add(question, base, asked, (prepared,), **where)
+            epochs = asked.pop("epochs", {})
             for arm in asked.pop("arms", []):
-                pretraining, tuning = _recipe(own["arms"][arm])
+                pretraining, tuning = _recipe(own["arms"][arm] | ({"epochs": epochs[arm]} if arm in epochs else {}))
                 method = pretraining.pop("method", "")
                 values = asked | dict(method=method, pretraining=pretraining, fine_tuning=shared | tuning)
                 self._add(question, f"{base}/{arm}", values, (prepared,), arm=arm, **where)
@@ -367,7 +369,7 @@ class Collection(NamedTuple):
     compared: bool = False        # made of parts with `against` only, and reads the runs of both
 
 COLLECTIONS = dict(
-    curves=Collection(("label_curve", "difference", "labels_saved", "replacement", "protocols"),
+    curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols"),
                       ("label_curve", "baselines")),
     shortcuts=Collection(("shortcuts",), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
@@ -408,12 +410,21 @@ def collections(plan:Plan)->list[str]:
     return [name for name in COLLECTIONS if parts_in(name, plan)]
 
 def tables_read(
-    figure:str,     # name of a notebook in nbs/figures
-)->list[str]:       # names of the collected tables that it reads
+    figure:str,           # name of a notebook in nbs/figures
+    plan:Plan|None=None,  # None: without the tables in its cells tagged `optional`; else with those of them it makes
+)->list[str]:             # names of the collected tables that it reads
     "Which of the collected tables a figure is drawn from."
-    source = (repository()/"nbs"/"figures"/f"{figure}.ipynb").read_text(encoding="utf-8")
-    collected = {table for collection in COLLECTIONS.values() for table in collection.tables}
-    return sorted(table for table in collected if re.search(rf'\\"{table}\\"', source))
+    cells = read_json(repository()/"nbs"/"figures"/f"{figure}.ipynb")["cells"]
+    def named(optional:bool, tables:set[str])->set[str]:
+        source = "".join("".join(cell["source"]) for cell in cells
+                         if ("optional" in cell["metadata"].get("tags", [])) == optional)
+        return {table for table in tables if f'"{table}"' in source}
+    every = {table for collection in COLLECTIONS.values() for table in collection.tables}
+    return sorted(named(False, every) | named(True, tables_made(plan) if plan else set()))
+
+def tables_made(plan:Plan)->set[str]:
+    "Names of the collected tables that a profile makes."
+    return {table for name in collections(plan) for table in COLLECTIONS[name].tables}
 
 def figures(
     plan:Plan|None=None,  # None: all there are
@@ -421,5 +432,5 @@ def figures(
     "Names of the notebooks in nbs/figures, one per figure or table, whose tables the profile makes."
     names = sorted(path.stem for path in (repository()/"nbs"/"figures").glob("*.ipynb"))
     if plan is None: return names
-    made = {table for name in collections(plan) for table in COLLECTIONS[name].tables}
+    made = tables_made(plan)
     return [name for name in names if made.issuperset(tables_read(name))]

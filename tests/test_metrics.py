@@ -116,7 +116,7 @@ def test_pseudo_values_are_the_slope_of_the_auroc_in_the_weight_of_a_sample():
 
 
 def test_weighted_pseudo_values_follow_the_auroc_of_resamples():
-    """First order: what is left out is of the order 1/(samples of the class), here 20 to 100, and squared deviations."""
+    "First order: what is left out is of the order 1/(samples of the class), here 20 to 100, and squared deviations."
     truth, probabilities = a_run(300, 5)
     pseudo = auroc_contributions(truth, probabilities)
     drawn = np.random.default_rng(1).multinomial(300, np.full(300, 1/300), 400)
@@ -172,7 +172,8 @@ def test_scores_survive_the_file_and_are_sorted_by_sample(tmp_path):
     back = pd.read_parquet(tmp_path/"scores.parquet")
     assert back["sample"].is_monotonic_increasing and set(back.dtypes[list(SCORED)[1:]]) == {np.dtype("float16")}
     keys = ["arm", "sample"]
-    pd.testing.assert_frame_equal(back.sort_values(keys, ignore_index=True), scored.sort_values(keys, ignore_index=True))
+    ours, theirs = (frame.sort_values(keys, ignore_index=True) for frame in (back, scored))
+    pd.testing.assert_frame_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("spoil, message", [

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import made_up
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -143,6 +144,42 @@ def test_every_known_arm_has_a_colour_and_a_marker_of_its_own():
     assert len(set(report.MARKERS[arm] for arm in report.ARMS)) == len(report.ARMS)
 
 
+@pytest.mark.parametrize("width", [report.SINGLE, report.DOUBLE])
+@pytest.mark.parametrize("n", [1, 7, 12])
+def test_no_name_of_a_legend_is_cut_however_many_there_are(width, n):
+    figure, axes = plt.subplots(figsize=(width, 3))
+    for i in range(n): axes.plot([0, 1], [0, i], label=f"an arm with a long name {i}")
+    report.legend_below(figure, columns=7)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and len(figure.legends[0].get_texts()) == n
+
+
+def test_every_known_arm_has_a_label_of_its_own():
+    assert len(set(report.LABELS.values())) == len(report.ARMS)
+
+
+def as_seen(colour, vision):
+    "CIE Lab of a colour, as a normal, deutan or protan eye sees it (Machado et al. 2009)."
+    rgb = np.array([int(colour[i:i + 2], 16)/255 for i in (1, 3, 5)])
+    rgb = np.where(rgb <= 0.04045, rgb/12.92, ((rgb + 0.055)/1.055)**2.4)
+    rgb = np.clip(np.array(dict(
+        normal=np.eye(3),
+        deutan=[[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        protan=[[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]])[vision]) @ rgb, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb
+    x, y, z = np.cbrt(np.maximum(xyz/[0.9505, 1, 1.089], 1e-4))
+    return np.array([116*y, 500*(x - y), 200*(y - z)])
+
+
+@pytest.mark.parametrize("vision", ["normal", "deutan", "protan"])
+def test_arms_drawn_together_stay_apart_for_every_eye(vision):
+    together = ["scarf", "vime", "byol", "byol-200", "scratch", *report.LINEAR]
+    seen = {arm: as_seen(report.COLOURS[arm], vision) for arm in together}
+    gaps = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a in seen for b in seen if a < b}
+    assert min(gaps.values()) > 15, min(gaps, key=gaps.get)
+
+
 def test_every_registered_objective_has_a_colour():
     import ssl_expr.pretrain  # noqa: F401
     assert {"scarf", "vime", "byol"} <= set(objectives())
@@ -226,6 +263,34 @@ def test_a_tally_says_how_many_comparisons_there_were():
         "0 better, 1 worse, 1 tie in 2 comparisons, not corrected for their number")
 
 
+@pytest.mark.parametrize("chosen, said", [
+    ([], ""), ([0.02], "2%"), ([0.02, 0.05], "2% to 5%"), ([0.02, 0.1], "2%, 10%"), ([0.05, 0.1, 1.0], "5% to 100%"),
+    ([0.025], "2.5%")])
+def test_neighbouring_shares_are_joined_and_others_are_not(chosen, said):
+    assert report.shares(chosen, {0.02, 0.05, 0.1, 1.0, *chosen}) == said
+
+
+def test_an_arm_s_standing_tells_wins_losses_and_ties():
+    verdicts = pd.DataFrame(dict(arm="byol-200", fraction=[1.0, 0.1, 0.02], verdict=["worse", "tie", "worse"]))
+    assert report.standing(verdicts) == (
+        "BYOL, 200 epochs is better at none, worse at 2%, 100%, a tie at 10%")
+
+
+@pytest.mark.parametrize("metric, best", [("auroc", "logistic-genes"), ("log_loss", "logistic-pca")])
+def test_the_best_linear_model_has_the_highest_mean_or_the_lowest_where_low_is_good(metric, best):
+    means = {"scarf": [0.9, 0.1], "boosted-trees": [0.0, 1.0], "logistic-genes": [0.5, 0.9], "logistic-pca": [0.6, 0.7]}
+    table = pd.concat([pd.DataFrame(dict(arm=arm, fraction=[0.1, 1.0], mean=mean)) for arm, mean in means.items()])
+    assert report.best_linear(table, metric) == best
+    assert report.best_linear(table.query("arm == 'scarf'"), metric) == "scratch"
+
+
+def test_axes_say_so_where_lower_is_better():
+    metrics = pytest.importorskip("ssl_expr.metrics")
+    assert tuple(report.METRIC_WORDS) == metrics.METRICS and report.LOWER_IS_BETTER == metrics.LOWER_IS_BETTER
+    assert report.in_words("log_loss", direction=True) == "log-loss (lower is better)"
+    assert report.in_words("auroc", direction=True) == "AUROC"
+
+
 def test_the_runs_of_several_collections_are_joined_without_repeats(tmp_path):
     for name, targets in dict(curves=["a", "b"], grid=["b", "c"]).items():
         (tmp_path/f"{name}.json").write_text(json.dumps(RUNS | dict(runs=[dict(target=target) for target in targets])))
@@ -294,3 +359,139 @@ def test_a_figure_notebook_reads_and_draws_but_never_trains_or_scores(path):
     drawn_from_the_classes = {"nets", "objective", "pretrain"}   # Figs. 1 and 2 show the encoder and the objectives
     assert used - {"report", "run"} <= (drawn_from_the_classes if path.stem[:4] in ("fig1", "fig2") else set())
     assert not re.search(r"\b(pretrain|finetune|fit|scores|accuracy_score|summarise)\(", source)
+
+
+NEW = ("fig_headline", "fig_datasets", "table_metrics", "table_savings", "table_shortcuts")
+FEW = (0.05, 0.2, 1.0)
+
+
+def draw(figure, data, folder, **values):
+    "Run a figure notebook here on collected tables; its caption and the plotted numbers."
+    names = {}
+    for cell in json.loads((repository()/"nbs"/"figures"/f"{figure}.ipynb").read_text())["cells"]:
+        if cell["cell_type"] != "code": continue
+        exec("".join(cell["source"]), names)
+        if "parameters" in cell["metadata"].get("tags", []):
+            names |= dict(profile="study", data=str(data), folder=str(folder)) | values
+    return (folder/f"{figure}.md").read_text(), pd.read_csv(folder/f"{figure}.csv")
+
+
+def made_up_tables():
+    parts = {name: made_up.PARTS[name] for name in ("tcga-to-gtex", "colorectal")}
+    return made_up.tables(("scarf", "byol-200"), FEW, FEW, parts)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made up")
+    made_up.write(folder/"data", made_up_tables())
+    report.style()
+    answers = {name: draw(name, folder/"data", folder) for name in (*NEW, "fig3_label_efficiency")}
+    plt.close("all")
+    return answers
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_every_new_figure_shows_a_baseline_and_intervals(drawn, name):
+    caption, numbers = drawn[name]
+    arms = set(numbers["arm"]) | set(numbers.get("reference", []))
+    assert "scratch" in arms and arms & set(report.LINEAR)
+    shown = numbers.dropna(subset=["low", "high"])
+    assert len(shown) > 0.8*len(numbers) and (shown["low"] <= shown["high"]).all()
+    assert "Intervals are 95 %" in caption
+
+
+def set_verdict(table, verdicts, arm="scarf", bar="logistic-genes"):
+    "Let an arm win, tie or lose against a linear model at each share."
+    for fraction, verdict in verdicts.items():
+        rows = (table["arm"].eq(arm) & table["mode"].eq("unfrozen") & table["reference"].eq(bar)
+                & np.isclose(table["fraction"], fraction) & table["part"].eq("main"))
+        low, high = dict(better=(0.01, 0.03), worse=(-0.03, -0.01), tie=(-0.01, 0.01))[verdict]
+        table.loc[rows, ["difference", "low", "high", "verdict"]] = [(low + high)/2, low, high, verdict]
+        assert rows.any()
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory):
+    "Tables in which SCARF wins with few labels, ties, and loses with all."
+    folder, tables = tmp_path_factory.mktemp("decided"), made_up_tables()
+    set_verdict(tables["difference"], {0.05: "better", 0.2: "tie", 1.0: "worse"})
+    set_verdict(tables["difference"], dict.fromkeys(FEW, "worse"), arm="byol-200")
+    made_up.write(folder/"data", tables)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fig_headline", "fig3_label_efficiency"])
+def test_losses_to_logistic_regression_are_told_as_plainly_as_wins(decided, name):
+    caption, _ = draw(name, decided/"data", decided)
+    assert "SCARF is better at 5%, worse at 100%, a tie at 20%" in caption
+    assert "BYOL, 200 epochs is better at none, worse at 5% to 100%, a tie at none" in caption
+
+
+def test_fig_3_draws_one_verdict_for_each_arm_and_share_and_both_savings(drawn):
+    _, numbers = drawn["fig3_label_efficiency"]
+    verdicts = numbers.query("panel == 'verdicts' and mode == 'unfrozen' and arm in ['scarf', 'byol-200', 'scratch']")
+    assert len(verdicts) == 3*len(FEW) and set(verdicts["reference"]) == {"logistic-genes"}
+    assert {"labels saved", "labels saved, best minus interval"} <= set(numbers["panel"])
+
+
+def test_without_a_linear_model_networks_are_compared_with_the_one_from_scratch(tmp_path):
+    tables = {name: table[~table["arm"].isin(made_up.BASELINES)] for name, table in made_up_tables().items()}
+    tables["difference"] = tables["difference"][tables["difference"]["reference"] == "scratch"]
+    made_up.write(tmp_path/"data", tables)
+    caption, numbers = draw("fig_headline", tmp_path/"data", tmp_path)
+    assert set(numbers.query("panel == 'difference'")["reference"]) == {"scratch"} and "Against from scratch" in caption
+
+
+def test_panels_of_other_data_leave_out_parts_that_only_bend_the_protocol(drawn):
+    caption, numbers = drawn["fig_datasets"]
+    assert {"mRNA, TCGA → GTEx", "mRNA, colorectal", "miRNA, cancer types"} == {
+        line.split(" | ")[0].removeprefix("| ") for line in caption.splitlines()[4:] if line}
+    assert "mRNA, colorectal (500) lie below" in caption and "TCGA → GTEx (" not in caption.split("|")[0]
+
+
+def test_the_best_of_a_metric_is_its_lowest_where_lower_is_better(drawn):
+    _, numbers = drawn["table_metrics"]
+    groups = numbers.groupby(["fraction", "metric"])["mean"]
+    for metric, wanted in dict(auroc=groups.max(), log_loss=groups.min(), calibration_error=groups.min()).items():
+        best = numbers[(numbers["reading"] == "best") & (numbers["metric"] == metric)].set_index("fraction")["mean"]
+        pd.testing.assert_series_equal(best.sort_index(), wanted.xs(metric, level="metric"), check_names=False)
+
+
+def test_a_cell_that_reaches_the_best_from_below_is_told_from_one_that_trails(drawn):
+    _, numbers = drawn["table_metrics"]
+    for (_, metric), rows in numbers.groupby(["fraction", "metric"]):
+        better_end = -rows["low"] if metric in report.LOWER_IS_BETTER else rows["high"]
+        best = (-rows["mean"] if metric in report.LOWER_IS_BETTER else rows["mean"]).max()
+        assert ((better_end < best) == (rows["reading"] == "trails")).all()
+
+
+def test_shortcuts_are_marked_where_they_could_not_be_paired(drawn):
+    caption, numbers = drawn["table_shortcuts"]
+    marked = {line.split(" | ")[0].removeprefix("| "): "†" in line for line in caption.splitlines()
+              if line.startswith("| ") and "|  |" not in line}
+    assert marked["split by sample"] and marked["whole paper protocol"] and not marked["fit on everything"]
+    assert set(numbers["fraction"]) == {0.05, 1.0}
+
+
+def test_the_whole_protocol_s_change_has_the_interval_of_two_independent_estimates(tmp_path):
+    tables = made_up_tables()
+    curve = tables["label_curve"]
+    for protocol, numbers in dict(paper=(0.90, 0.87, 0.92), strict=(0.85, 0.84, 0.89)).items():
+        rows = (curve["arm"].eq("scratch") & curve["mode"].eq("unfrozen") & curve["part"].eq("main")
+                & curve["protocol"].eq(protocol) & curve["metric"].eq("balanced_accuracy"))
+        curve.loc[rows, ["mean", "low", "high"]] = numbers
+    made_up.write(tmp_path/"data", tables)
+    _, numbers = draw("table_shortcuts", tmp_path/"data", tmp_path)
+    change = numbers.query("part == 'whole paper protocol' and arm == 'scratch'").iloc[0]
+    assert np.allclose(change[["difference", "low", "high"]].astype(float),
+                       [0.05, 0.05 - np.hypot(0.03, 0.04), 0.05 + np.hypot(0.02, 0.01)], atol=1e-6)
+
+
+def test_a_profile_without_other_parts_and_with_one_protocol_still_has_every_figure(tmp_path):
+    tables = made_up.tables(("scarf",), FEW, FEW, parts={}, shortcut_methods=())
+    tables = {name: table[table["protocol"] == "strict"] for name, table in tables.items()}
+    made_up.write(tmp_path/"data", tables, parts={}, main=made_up.PARTS["colorectal"])
+    captions = {name: draw(name, tmp_path/"data", tmp_path)[0] for name in NEW if name != "table_metrics"}
+    assert "takes no shortcut on its own. This profile runs one protocol only." in captions["table_shortcuts"]
+    assert "mRNA, subtype (500) lie below" in captions["fig_datasets"]
