@@ -67,7 +67,7 @@ def percent(
 )->str:
     "A share of labels in words."
     if not isfinite(share): return "never reached"
-    return f"{100*share:.0f} %".replace("-", MINUS)
+    return f"{share:.0%}".replace("-", MINUS)
 
 @dataclass(frozen=True)
 class Interval:
