@@ -48,7 +48,8 @@ def by_sklearn(rows):
     truth, called = rows["truth"].to_numpy(), probabilities.argmax(1)
     with warnings.catch_warnings(action="ignore"): # of classes that a resample does not contain
         return np.array([accuracy_score(truth, called), balanced_accuracy_score(truth, called),
-                         f1_score(truth, called, average="macro"), np.nan, log_loss(truth, probabilities, labels=range(C)),
+                         f1_score(truth, called, average="macro"), np.nan,
+                         log_loss(truth, probabilities, labels=range(C)),
                          brute_force_calibration_error(truth, probabilities)])
 
 
@@ -167,12 +168,15 @@ def test_a_lower_loss_and_calibration_error_are_better():
     table = table[table["metric"] == "log_loss"]
     assert (table["arm"] == table["verdict"]).all() and len(table) == 4
     assert (table.loc[table["arm"] == "better", "high"] < 0).all()
-    sure = predictions_of(skill, arms=("worse", "scratch"), n_test=50).replace(dict(arm=dict(worse="calibrated")))
-    probabilities = ["p0", "p1", "p2"] # right in a third of cases: 0.6 is too sure, 0.35 is not
-    sure.loc[sure["arm"] == "calibrated", probabilities] = sure[probabilities].replace({0.6: 0.36, 0.2: 0.32})
-    table = differences(sure)
-    assert (table.loc[table["metric"] == "calibration_error", "verdict"] == "better").all()
-    assert set(table.loc[table["metric"] == "accuracy", "verdict"]) == {"worse"}
+
+
+def test_an_arm_that_knows_how_often_it_errs_is_better_calibrated():
+    """Two arms right on the same third of patients, one of them with 36 % confidence, the other with 60 %."""
+    both = predictions_of(lambda arm, fraction, hard, rng: hard < -0.5, n_test=50)
+    honest, probabilities = both["arm"] == "scarf", ["p0", "p1", "p2"]
+    both.loc[honest, probabilities] = np.where(both.loc[honest, probabilities] > 0.5, 0.36, 0.32)
+    verdicts = differences(both).set_index("metric")["verdict"]
+    assert set(verdicts["calibration_error"]) == {"better"} and set(verdicts["accuracy"]) == {"tie"}
 
 
 def test_a_gap_smaller_than_its_interval_is_a_tie():
@@ -288,7 +292,8 @@ def test_labels_saved_for_both_targets_as_computed_by_hand():
                      ("scratch", "unfrozen"): [0.5, 0.625, 0.75, 0.875],
                      ("logistic", "baseline"): [0.25, 0.75, 0.5, 0.5]})
     table = saved(drawn, ["scratch", "logistic"])
-    table = table[table["metric"] == "auroc"].set_index(["reference", "arm", "mode", "target"])[["saved", "low", "high"]]
+    keys = ["reference", "arm", "mode", "target"]
+    table = table[table["metric"] == "auroc"].set_index(keys)[["saved", "low", "high"]]
     want = {("scratch", "scarf", "unfrozen", "best"): 0.4,                       # 0.875 at 0.6 instead of 1
             ("scratch", "scarf", "unfrozen", "best minus interval"): 0.5,        # 0.8125 at 0.4 instead of 0.8
             ("scratch", "logistic", "baseline", "best"): np.nan,
@@ -326,7 +331,12 @@ def test_a_resample_without_any_patient_of_a_small_split_is_survived():
     table = label_curves(predictions_of(always, n_splits=3, n_test=2)).set_index("metric")[["mean", "low", "high"]]
     assert (table.loc[list(METRICS[:3])] == 1).all(axis=None)
     np.testing.assert_allclose(table.loc["log_loss"], -np.log(0.6), atol=5e-4)
-    assert table["high"].loc["auroc"].max() <= 1
+
+
+def test_the_interval_of_an_auroc_ends_at_1_where_the_first_order_passes_it():
+    table = label_curves(by_hand({("scarf", "unfrozen"): [0.5, 0.75, 0.875, 1.0]})).set_index("metric")
+    assert table.loc["auroc", "high"].tolist() == [0.5625, 0.8125, 0.9375, 1.0]
+    assert table.loc["log_loss", "high"].max() == 1.0625
 
 
 def test_without_a_second_class_there_is_no_auroc_but_all_other_scores():
