@@ -137,9 +137,11 @@ def findings(
     tables:Tables,
     runs:dict[str, Any],   # from `report.read_runs`
     up:str="",             # from the file to the root of the repository: "" or "../"
+    claims:pd.DataFrame|None=None,   # from `claims_table`; None: judged here
 )->str:                    # markdown
     "Should I pretrain, with which method, how many labels does it save, would logistic regression have done?"
-    folder, facts, claims = f"{up}figures/{runs['profile']}", runs["data"], claims_table(tables)
+    if claims is None: claims = claims_table(tables)
+    folder, facts = f"{up}figures/{runs['profile']}", runs["data"]
     rows, failed = facts["rows"], claims.query("verdict == @FAILS and source != 'ours'")
     about = (f"Measured on {runs['dataset']}: {facts['n_samples']:,} samples of {facts['n_patients']:,} patients, "
              f"{len(facts['classes'])} classes; {rows['pretrain']:,} samples for pretraining, "
@@ -194,8 +196,8 @@ def published(
     tables, runs = read_tables(data, TABLES), read_runs(data, "curves")
     table = claims_table(tables)
     readme, index = ((root/name).read_text(encoding="utf-8") for name in ("README.md", "nbs/index.ipynb"))
-    return {"README.md": replace_block(readme, findings(tables, runs)),
-            "nbs/index.ipynb": replace_in_notebook(index, findings(tables, runs, "../")),
+    return {"README.md": replace_block(readme, findings(tables, runs, "", table)),
+            "nbs/index.ipynb": replace_in_notebook(index, findings(tables, runs, "../", table)),
             "figures/claims.md": claims_page(table, runs, profile),
             "figures/claims.csv": table.to_csv(index=False, float_format="%.6g", lineterminator="\n")}
 

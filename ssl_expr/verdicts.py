@@ -13,6 +13,7 @@ from math import inf, isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import ssl_expr.report as report
@@ -44,12 +45,14 @@ def select(
 )->pd.DataFrame:      # at least one row
     "The rows of a table with these values; NotRun when there is none."
     if name not in tables: raise NotRun(f"there is no table {name}")
-    rows = tables[name]
+    table = tables[name]
+    chosen = np.ones(len(table), bool)
     for column, value in where.items():
-        if column not in rows: raise NotRun(f"table {name} has no column {column}")
-        rows = rows[rows[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]
-    if rows.empty: raise NotRun(f"table {name} has no row with {where}")
-    return rows
+        if column not in table: raise NotRun(f"table {name} has no column {column}")
+        several = isinstance(value, (list, tuple, set))
+        chosen &= (table[column].isin(value) if several else table[column] == value).to_numpy(bool)
+    if not chosen.any(): raise NotRun(f"table {name} has no row with {where}")
+    return table[chosen]
 
 # %% ../nbs/82_verdicts.ipynb #cell-09
 MINUS = "−"
