@@ -86,7 +86,7 @@ for collection in MADE:
         name: f"collect_{collection}"
         input:
             "ssl_expr/collect.py",
-            "ssl_expr/evaluate.py",
+            [f"ssl_expr/{module}.py" for module in ("metrics", "evaluate", "savings", "phenotypes", "survival")],
             products(runs_behind(collection, PLAN)),
         output:
             expand(f"{DATA}/{{table}}.csv", table=COLLECTIONS[collection].tables),

@@ -125,7 +125,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ssl_expr.collect.grid': ('collect.html#grid', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.history': ('collect.html#history', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.in_common': ('collect.html#in_common', 'ssl_expr/collect.py'),
-                                  'ssl_expr.collect.phenotypes': ('collect.html#phenotypes', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.predictions_of': ('collect.html#predictions_of', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.pretraining_sizes': ('collect.html#pretraining_sizes', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.settings': ('collect.html#settings', 'ssl_expr/collect.py'),

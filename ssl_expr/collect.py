@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELLS', 'UPTO', 'MAPPED', 'RUN_OF_BOTH', 'COLLECTORS', 'predictions_of', 'by_cell', 'gains', 'curves',
            'architectures', 'pretraining_sizes', 'corruption', 'grid', 'class_table', 'classes', 'settings', 'thinned',
-           'embeddings', 'history', 'costs', 'in_common', 'shortcuts', 'phenotypes', 'behind', 'collect', 'smaller']
+           'embeddings', 'history', 'costs', 'in_common', 'shortcuts', 'behind', 'collect', 'smaller']
 
 # %% ../nbs/77_collect.ipynb #cell-03
 import json
@@ -21,6 +21,7 @@ from .evaluate import Resamples, against, differences, interval, label_curves, r
 from .files import atomic, write_atomic
 from .metrics import LOWER_IS_BETTER, METRICS
 from .objective import objectives
+from .phenotypes import collect_phenotypes
 from .prepare import load_prepared
 from .pretrain import training_settings
 from .run import repository
@@ -218,15 +219,10 @@ def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     return dict(shortcuts=table.reindex(columns=columns))
 
 # %% ../nbs/77_collect.ipynb #cell-09f
-def phenotypes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
-    "Scores for other phenotypes than the label, and for survival."
-    from ssl_expr.phenotypes import collect_phenotypes
-    return collect_phenotypes(plan, runs)
-
 COLLECTORS:dict[str, Callable[[Plan, list[PlannedRun]], dict[str, pd.DataFrame]]] = dict(
     curves=curves, shortcuts=shortcuts, architectures=architectures, pretraining_sizes=pretraining_sizes,
     corruption=corruption, grid=grid, classes=classes, settings=settings, embeddings=embeddings, history=history,
-    phenotypes=phenotypes, costs=costs)
+    phenotypes=collect_phenotypes, costs=costs)
 
 # %% ../nbs/77_collect.ipynb #cell-11
 def _data(plan:Plan, part:str)->dict[str, Any]:

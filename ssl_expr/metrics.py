@@ -91,6 +91,7 @@ def score_samples(
     rows, auroc = np.arange(len(predictions)), np.empty(len(predictions), np.float16)
     run = [name for name in predictions if name not in (*classes, "sample", "truth", "patient")]
     for tested in predictions.groupby(run, sort=False, observed=True).indices.values() if run else [rows]:
+        tested = tested[np.argsort(predictions["sample"].to_numpy()[tested], kind="stable")]
         auroc[tested] = _rounded(auroc_contributions(truth[tested], probabilities[tested]))
     called = probabilities.argmax(1).astype(np.int16)
     scored = predictions.drop(columns=classes).assign(

@@ -101,7 +101,7 @@ class TunedCox(BaseEstimator):
     "Stratified Cox regression (L2); the penalty is chosen by inner cross-validation on the partial likelihood."
     def __init__(
         self,
-        penalties: Sequence[float] = (10., 1., 1e-1, 1e-2, 1e-3), # to choose from
+        penalties: Sequence[float] = (100., 10., 1., 1e-1, 1e-2), # to choose from
         folds: int = 3,        # of the inner cross-validation
         random_state: int = 0, # of the folds
     ):

@@ -168,12 +168,15 @@ def test_a_lower_loss_and_calibration_error_are_better():
     table = table[table["metric"] == "log_loss"]
     assert (table["arm"] == table["verdict"]).all() and len(table) == 4
     assert (table.loc[table["arm"] == "better", "high"] < 0).all()
-    sure = predictions_of(skill, arms=("worse", "scratch"), n_test=50).replace(dict(arm=dict(worse="calibrated")))
-    probabilities = ["p0", "p1", "p2"] # right in a third of cases: 0.6 is too sure, 0.35 is not
-    sure.loc[sure["arm"] == "calibrated", probabilities] = sure[probabilities].replace({0.6: 0.36, 0.2: 0.32})
-    table = differences(sure)
-    assert (table.loc[table["metric"] == "calibration_error", "verdict"] == "better").all()
-    assert set(table.loc[table["metric"] == "accuracy", "verdict"]) == {"worse"}
+
+
+def test_an_arm_that_knows_how_often_it_errs_is_better_calibrated():
+    """Two arms right on the same third of patients, one of them with 36 % confidence, the other with 60 %."""
+    both = predictions_of(lambda arm, fraction, hard, rng: hard < -0.5, n_test=50)
+    honest, probabilities = both["arm"] == "scarf", ["p0", "p1", "p2"]
+    both.loc[honest, probabilities] = np.where(both.loc[honest, probabilities] > 0.5, 0.36, 0.32)
+    verdicts = differences(both).set_index("metric")["verdict"]
+    assert set(verdicts["calibration_error"]) == {"better"} and set(verdicts["accuracy"]) == {"tie"}
 
 
 def test_a_gap_smaller_than_its_interval_is_a_tie():
@@ -328,7 +331,12 @@ def test_a_resample_without_any_patient_of_a_small_split_is_survived():
     table = label_curves(predictions_of(always, n_splits=3, n_test=2)).set_index("metric")[["mean", "low", "high"]]
     assert (table.loc[list(METRICS[:3])] == 1).all(axis=None)
     np.testing.assert_allclose(table.loc["log_loss"], -np.log(0.6), atol=5e-4)
-    assert table["high"].loc["auroc"].max() <= 1
+
+
+def test_the_interval_of_an_auroc_ends_at_1_where_the_first_order_passes_it():
+    table = label_curves(by_hand({("scarf", "unfrozen"): [0.5, 0.75, 0.875, 1.0]})).set_index("metric")
+    assert table.loc["auroc", "high"].tolist() == [0.5625, 0.8125, 0.9375, 1.0]
+    assert table.loc["log_loss", "high"].max() == 1.0625
 
 
 def test_without_a_second_class_there_is_no_auroc_but_all_other_scores():

@@ -234,7 +234,7 @@ def test_the_experiment_writes_what_is_collected(study_copy, tmp_path):
         tmp_path/"follow.h5ad")
     given = dict(dataset=str(tmp_path/"follow.h5ad"), label="label", units="counts", genes=40, folder="results/x/a")
     asked = dict(prepared="results/x/a/prepared.safetensors", within="truth", survival=True, repeats=1, width=16,
-                 depth=2, annotations={"units": "counts"}, folder="results/x/a",
+                 depth=2, fractions=[1.0], annotations={"units": "counts"}, folder="results/x/a",
                  outcomes=[{"name": "class", "label": "label", "where": {"batch": ["batch-0"]}},
                            {"name": "batch", "label": "batch"}])
     for name, values in (("prepare", given), ("phenotypes", asked)):

@@ -81,6 +81,7 @@ def test_readme_commands_run_as_written(finished, tmp_path):
         words = shlex.split(line)
         if words[0] in ("make", "python3") or words[0].startswith(".venv"): continue
         if words[1] == "figures": continue  # test_figures_are_redrawn_without_results_... runs it
+        if words[1] == "reproduce": continue  # test_study.py and test_workflow.py do, on runs of their own
         if words[1] == "fetch":             # not from the network; test_fetch.py says what happens there
             if not SHARED_DATA.is_dir(): continue
             words = [*words[:3], "--from", str(SHARED_DATA)]

@@ -236,6 +236,19 @@ def test_a_part_may_ask_a_question_that_the_profile_does_not():
     assert parts_in("pretraining_sizes", plan) == ["sizes"] and "architectures" not in collections(plan)
 
 
+def test_other_phenotypes_are_asked_of_the_first_encoders_under_the_first_protocol_only():
+    asked = dict(splits=[1], outcomes=[dict(name="side", label="side")], survival=True)
+    plan = Plan("x", TOP | dict(phenotypes=asked | dict(arms=["scarf"])))
+    run, = plan.of("phenotypes")
+    encoder = "results/x/coadread/strict/split1/scarf/seed0/encoder.safetensors"
+    assert run.parameters["encoders"] == {"scarf": encoder} and run.parameters["survival"] is True
+    assert run.needs == (run.parameters["prepared"], encoder) and run.kept == ("phenotypes.parquet", "survival.parquet")
+    every, = Plan("x", TOP | dict(phenotypes=asked)).of("phenotypes")
+    assert list(every.parameters["encoders"]) == ["scarf", "marginal"]
+    for arm, said in (("scratch", "no encoder"), ("scraf", "'scraf'")):
+        with pytest.raises(ValueError, match=said): Plan("x", TOP | dict(phenotypes=asked | dict(arms=[arm])))
+
+
 @pytest.mark.parametrize("parts, said", [
     (dict(main={}), "may not be called main"),
     (dict(coadread={}), "may not be called main or like the profile's data"),
