@@ -123,10 +123,13 @@ def test_findings_stay_on_one_page_and_answer_every_question(collected):
     assert len(QUESTIONS) == 6 and "fig_headline.png" in text
 
 
-def test_links_of_readme_and_front_page_lead_to_the_same_places(collected):
-    tables, runs = read_tables(collected, TABLES), read_runs(collected, "curves")
-    readme, index = (re.findall(r"\]\(([^)]*)\)", findings(tables, runs, up)) for up in ("", "../"))
+def test_links_of_readme_and_front_page_lead_to_the_same_places(repository):
+    pages = published(repository, "study")
+    index = "".join("".join(cell["source"]) for cell in json.loads(pages["nbs/index.ipynb"])["cells"])
+    readme, index = (re.findall(r"\]\(([^)]*)\)", text[text.index(BEGIN):text.index(END)])
+                     for text in (pages["README.md"], index))
     assert [f"../{link}" for link in readme] == index and len(readme) >= 6
+    assert all((REPOSITORY/link).exists() for link in readme if link.startswith("nbs/"))
 
 
 @pytest.mark.parametrize("text", ["no marks", f"{BEGIN} only", f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
