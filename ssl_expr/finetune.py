@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from .checks import check_choice, check_matrix, check_number
-from .nets import Encoder, embed, seeded
+from .nets import Encoder, embed, seeded, standardised
 from .splits import Split, label_fraction
 
 # %% ../nbs/45_finetune.ipynb #cell-06
@@ -335,9 +335,7 @@ def fresh_encoder(
 def _predict_frozen(encoder, X, y, runs, split, n_classes, settings):
     "Probabilities (T, C) and kept epoch of each run; the embedding is computed once."
     Z = embed(encoder, X)
-    if settings.standardise:
-        seen = Z[torch.as_tensor(split.pretrain)]
-        Z = (Z - seen.mean(0))/seen.std(0).clamp_min(1e-6)
+    if settings.standardise: Z = standardised(Z, split.pretrain)
     heads, kept = train_heads(Z, y, runs, n_classes, settings)
     tested = Z[torch.as_tensor(split.test)]
     return [(linear(tested, head[:, :-1].contiguous(), head[:, -1]).softmax(1), epoch)

@@ -81,7 +81,7 @@ def label(
     mode:str="unfrozen",   # a frozen encoder that was never trained is "untrained", not "from scratch"
 )->str:                    # the name a reader sees
     "Display name of an arm; a newcomer shows its own name."
-    return UNTRAINED if (arm, mode) == ("scratch", "frozen") else LABELS.get(arm, arm)
+    return UNTRAINED if arm == "scratch" and mode in ("frozen", "linear probe") else LABELS.get(arm, arm)
 
 def in_order(
     arms:Iterable[str],   # names, repeated or not

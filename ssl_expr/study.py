@@ -32,6 +32,7 @@ DEFAULTS:dict[str, Any] = dict(
     arms={"scratch": {}},            # arm -> method, variant, epochs, settings ...; without a method: from scratch
     fine_tuning={},                  # fractions, repeats and optimiser: see `finetune`
     baselines=[],                    # names known to `baselines`
+    linear_probe=False,              # True: logistic regression on every frozen encoder, too
     replacement_arms=[],             # arms that are compared in Fig. S6 and left out of Fig. 3
     architectures={},                # arms, depths, widths and fractions of Fig. 4
     pretraining_sizes={},            # arms, sizes and fractions of Fig. 5
@@ -162,7 +163,7 @@ def check_profile(
 # %% ../nbs/75_study.ipynb #cell-10
 TARGETS = dict(  # experiment -> the file it makes
     prepare="prepared.safetensors", pretrain="encoder.safetensors",
-    label_curve="label_curve.parquet", baselines="baselines.parquet",
+    label_curve="label_curve.parquet", baselines="baselines.parquet", linear_probe="linear_probe.parquet",
     architectures="architectures.parquet", pretraining_sizes="pretraining_sizes.parquet",
     corruption="corruption.parquet", grid="grid.parquet", geometry="geometry.csv", phenotypes="phenotypes.parquet")
 BESIDE = dict(   # ... and what it makes beside it
@@ -262,7 +263,11 @@ class Plan:
                     encoder = self._add("pretrain", folder, values, (prepared,), **here)
                     encoders.setdefault(arm, encoder)
                 values = own["encoder"] | shared | tuning | dict(standardise=strict, encoder=encoder, seed=seed)
-                self._add("label_curve", folder, values, (prepared, encoder) if encoder else (prepared,), **here)
+                needs = (prepared, encoder) if encoder else (prepared,)
+                self._add("label_curve", folder, values, needs, **here)
+                if own["linear_probe"]:
+                    values = own["encoder"] | sweep | dict(encoder=encoder, seed=seed)
+                    self._add("linear_probe", folder, values, needs, **here)
             if own["baselines"]:
                 values = sweep | dict(baselines=own["baselines"], seed=seed)
                 self._add("baselines", f"{base}/baselines/seed{seed}", values, (prepared,), seed=seed, **where)
@@ -370,7 +375,7 @@ class Collection(NamedTuple):
 
 COLLECTIONS = dict(
     curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols"),
-                      ("label_curve", "baselines")),
+                      ("label_curve", "linear_probe", "baselines")),
     shortcuts=Collection(("shortcuts",), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
     pretraining_sizes=Collection(("pretraining_size",), ("pretraining_sizes",)),

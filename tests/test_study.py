@@ -172,6 +172,16 @@ def test_repeats_of_different_seeds_are_told_apart(tmp_path):
     assert predictions["repeat"].nunique() == 4 and set(predictions["arm"]) == {"scarf"}
 
 
+def test_a_linear_probe_is_planned_for_every_arm_where_it_is_asked_for():
+    asked = DEFAULTS | dict(arms={"scratch": {}, "scarf": {"method": "scarf"}}, fine_tuning={"fractions": [0.5]})
+    assert not Plan("x", asked).of("linear_probe")
+    plan = Plan("x", asked | dict(linear_probe=True, parts={"other": {"seeds": [1]}}))
+    probes = {run.arm: run for run in plan.of("linear_probe")}
+    assert set(probes) == {"scratch", "scarf"} and {run.part for run in probes.values()} == {"main"}
+    assert probes["scarf"].parameters["encoder"] in plan.runs and probes["scratch"].parameters["encoder"] == ""
+    assert all(run.parameters["fractions"] == [0.5] for run in probes.values())
+
+
 def test_a_result_that_was_changed_after_its_run_is_refused(tmp_path):
     target = tmp_path/"label_curve.parquet"
     target.write_bytes(b"numbers")
