@@ -69,13 +69,12 @@ def test_readme_python_runs_as_written(tmp_path):
 
 def test_readme_commands_run_as_written(finished, tmp_path):
     "Those that CI runs itself (make) and the installation are left to it; the others run here, at toy size."
-    from test_workflow import a_copy_of
-    study, ran = a_copy_of(finished, tmp_path), []
+    study, ran = finished.clone(tmp_path/"copy"), []
     make_inputs = ("from ssl_expr.data import load; from ssl_expr.estimator import SSLEncoder; a = load('toy')\n"
                    "SSLEncoder(epochs=1, width=8, depth=1).fit(a).save('my_encoder'); a.to_df().to_csv('samples.csv')\n"
                    "a.to_df().T.to_csv('counts.tsv', sep='\\t')\n"
                    "a.obs[['patient', 'label']].set_axis(['patient', 'diagnosis'], axis=1).to_csv('clinic.csv')")
-    study.environment |= {"SSL_EXPR_CACHE": str(tmp_path/"cache")}
+    study.environment = study.environment | {"SSL_EXPR_CACHE": str(tmp_path/"cache")}
     subprocess.run([sys.executable, "-c", make_inputs], cwd=study.folder, check=True)
     for line in "".join(blocks("bash")).splitlines():
         words = shlex.split(line)
