@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .evaluate import Resamples, against, differences, interval, label_curves, resample
+from .evaluate import Resamples, against, differences, interval, label_curves, resample, verdicts
 from .files import atomic, write_atomic
-from .metrics import LOWER_IS_BETTER, METRICS
+from .metrics import METRICS
 from .objective import objectives
 from .phenotypes import collect_phenotypes
 from .prepare import load_prepared
@@ -70,9 +70,8 @@ def gains(
     least = drawn.points["fraction"].min()
     table = pd.concat([gain_areas(drawn, reference, upto).assign(reference=reference, upto=upto)
                        for reference in references for upto in UPTO if upto >= least], ignore_index=True)
-    table["verdict"] = np.select([table["low"] > 0, table["high"] < 0], ["better", "worse"], "tie")
-    return table.reindex(columns=["protocol", "arm", "mode", "reference", "metric", "upto", "gain", "low", "high",
-                                  "verdict", "n_splits", "n_repeats"])
+    columns = ["protocol", "arm", "mode", "reference", "metric", "upto", "gain", "low", "high"]
+    return table.assign(verdict=verdicts(table)).reindex(columns=[*columns, "verdict", "n_splits", "n_repeats"])
 
 def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "Label curves with intervals, paired differences, and the share of labels saved."
@@ -208,15 +207,13 @@ def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     for rows, values in ((points, lambda scores: scores), (gains, lambda scores: scores[ours] - scores[theirs])):
         means, (low, high) = [values(d.mean) for d in drawn], interval(values(drawn[0].draws) - values(drawn[1].draws))
         for m, metric in enumerate(METRICS):
-            words = ["worse", "better"] if metric in LOWER_IS_BETTER else ["better", "worse"]
-            verdict = np.select([low[:, m] > 0, high[:, m] < 0], words, "tie")
             tables.append(rows.assign(
                 metric=metric, score=means[0][:, m], score_against=means[1][:, m],
-                difference=means[0][:, m] - means[1][:, m], low=low[:, m], high=high[:, m], verdict=verdict))
+                difference=means[0][:, m] - means[1][:, m], low=low[:, m], high=high[:, m]))
     columns = ["against", "protocol", "arm", "mode", "metric", "fraction", "n_labels", "score", "score_against",
                "difference", "low", "high", "verdict", "paired"]
     table = pd.concat(tables, ignore_index=True).assign(against=other, paired=paired)
-    return dict(shortcuts=table.reindex(columns=columns))
+    return dict(shortcuts=table.assign(verdict=verdicts(table)).reindex(columns=columns))
 
 # %% ../nbs/77_collect.ipynb #cell-09f
 COLLECTORS:dict[str, Callable[[Plan, list[PlannedRun]], dict[str, pd.DataFrame]]] = dict(

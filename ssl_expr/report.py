@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
-           'METRIC_WORDS', 'LOWER_IS_BETTER', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label',
-           'in_order', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below',
-           'best_linear', 'shares', 'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark',
-           'write_caption', 'count', 'describe', 'describe_intervals', 'tally', 'freeze', 'render', 'save_figure',
-           'wrap_columns', 'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
+           'METRIC_WORDS', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label', 'in_order', 'in_words',
+           'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below', 'best_linear', 'shares',
+           'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count', 'describe',
+           'describe_intervals', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table',
+           'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
@@ -30,6 +30,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.textpath import TextPath
 from PIL import Image
 
+from .metrics import LOWER_IS_BETTER
 from .run import provenance
 from .files import atomic, read_json
 
@@ -37,7 +38,7 @@ from .files import atomic, read_json
 SINGLE, DOUBLE = 3.3, 6.9   # inches: one journal column, two journal columns
 ARMS = {   # label, colour, marker; in the reading order of every legend and every table
     "scarf": ("SCARF", "#D55E00", "o"),
-    "scarf-short": ("SCARF, 200 epochs", "#8F3B1B", ">"),
+    "scarf-short": ("SCARF, 100 epochs", "#8F3B1B", ">"),
     "vime": ("VIME", "#009E73", "s"),
     "vime-sigmoid": ("VIME, sigmoid", "#7FBF5A", "d"),
     "byol": ("BYOL", "#0072B2", "^"),
@@ -94,7 +95,6 @@ def in_order(
 # %% ../nbs/70_report.ipynb #743e4066
 METRIC_WORDS = dict(accuracy="accuracy", balanced_accuracy="balanced accuracy", macro_f1="macro-F1", auroc="AUROC",
                     log_loss="log-loss", calibration_error="calibration error")
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
 SIGNS = dict(better="+", worse="−", tie="=")   # verdicts, as tables write them
 
 def in_words(
