@@ -37,7 +37,7 @@ def predictions_of(
     frames = []
     for run in runs:
         frame = pd.read_parquet(plan.source(run))
-        if "arm" not in frame: frame["arm"] = run.arm
+        frame["arm"] = frame["arm"].replace("", run.arm) if "arm" in frame else run.arm
         frame["repeat"] += 1000*run.seed  # repeats of another pretraining seed are further repeats
         frames.append(frame.assign(protocol=run.protocol, split=run.split))
     return pd.concat(frames, ignore_index=True)
@@ -82,29 +82,50 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     sizes = {protocol: parts["pretrain"] for protocol, parts in rows.items()}
     sources = {name.removesuffix("-marginal") for name in aside}
     drawn = resample(predictions)
-    replaced = everything[everything["arm"].isin({*aside, *sources, "scratch"})]
+    replaced = resample(everything[everything["arm"].isin({*aside, *sources, "scratch"})])
     tables = dict(label_curve=label_curves(drawn), replacement=label_curves(replaced))
     tables = {name: table.assign(n_pretrain=table["protocol"].map(sizes)) for name, table in tables.items()}
     common = set.intersection(*(set(part["split"]) for _, part in predictions.groupby("protocol")))
     tables["protocols"] = label_curves(predictions[predictions["split"].isin(common)])  # where both protocols ran
     references = [name for name in ("scratch", *own["baselines"]) if name in set(predictions["arm"])]
     linear = [name for name in references if name == "scratch" or name.startswith("logistic")]
+    pretrained = [arm for arm, recipe in own["arms"].items() if "method" in recipe and arm not in aside]
+    gained = [gains(drawn, [*linear, *pretrained])]
+    if aside: gained.append(gains(replaced, ["scratch", *aside]).query("arm in @aside or reference in @aside"))
     return tables | dict(difference=differences(drawn, references), labels_saved=saved(drawn, linear),
-                         gains=gains(drawn, linear))
+                         gains=pd.concat(gained, ignore_index=True))
 
 def architectures(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
-    "Gain over the from-scratch network of the same shape, and the spectra of the embeddings."
+    "Gain over the from-scratch network of the same shape, of baselines too, and the spectra of the embeddings."
     spectra = [pd.read_csv(plan.source(run, "spectra.csv")).assign(arm=run.arm) for run in runs]
-    return dict(architecture=by_cell(predictions_of(plan, runs), CELLS["architectures"], gain_areas),
+    predictions = predictions_of(plan, runs)
+    shaped = predictions["depth"] > 0  # baselines have none, and stand beside every shape
+    def gain(part:pd.DataFrame)->pd.DataFrame:
+        return gain_areas(pd.concat([part, predictions[~shaped]], ignore_index=True))
+    return dict(architecture=by_cell(predictions[shaped], CELLS["architectures"], gain),
                 spectra=pd.concat(spectra, ignore_index=True))
 
 def pretraining_sizes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
-    "Scores against the number of pretraining samples; from scratch stands at 0."
-    return dict(pretraining_size=by_cell(predictions_of(plan, runs), CELLS["pretraining_sizes"], label_curves))
+    "Scores against the number of pretraining samples, and their paired difference to scratch, which stands at 0."
+    predictions = predictions_of(plan, runs)
+    scratch = predictions[(predictions["n_pretrain"] == 0) & (predictions["mode"] == "unfrozen")].assign(arm="scratch")
+    def gain(part:pd.DataFrame)->pd.DataFrame: return differences(pd.concat([part, scratch], ignore_index=True))
+    return dict(pretraining_size=by_cell(predictions, CELLS["pretraining_sizes"], label_curves),
+                pretraining_size_difference=by_cell(predictions[predictions["n_pretrain"] > 0],
+                                                    CELLS["pretraining_sizes"], gain))
 
 def corruption(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
-    "Scores of networks trained on corrupted samples."
-    return dict(corruption=by_cell(predictions_of(plan, runs), CELLS["corruption"], label_curves))
+    "Scores of networks trained on corrupted samples, and their paired difference to one trained on clean ones."
+    predictions = predictions_of(plan, runs)
+    clean = predictions[predictions["corruption_rate"] == 0]
+    def loss(part:pd.DataFrame)->pd.DataFrame:
+        arm = part["arm"].iloc[0]
+        same = clean[clean["replacement"].isin(part["replacement"]) & (clean["arm"] == arm)]
+        both = pd.concat([part.assign(arm="corrupted"), same.assign(arm="clean")], ignore_index=True)
+        return differences(both, ["clean"]).drop(columns="arm")
+    return dict(corruption=by_cell(predictions, CELLS["corruption"], label_curves),
+                corruption_difference=by_cell(predictions[predictions["corruption_rate"] > 0],
+                                              [*CELLS["corruption"], "arm"], loss))
 
 def grid(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "Validation scores of the from-scratch network by depth, width and dropout."

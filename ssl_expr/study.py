@@ -140,6 +140,11 @@ def _check_part(
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
     for arm in profile["phenotypes"].get("arms", []):
         if "method" not in profile["arms"][arm]: refuse(f"phenotypes names arm {arm!r}, which has no encoder")
+    sized = profile["pretraining_sizes"].get("arms", [])
+    if sized and (len(sized) < 2 or all("method" in profile["arms"][arm] for arm in sized)):
+        refuse("pretraining_sizes needs a pretrained arm and one from scratch to compare it with")
+    if profile["corruption"] and not {0} < {*profile["corruption"].get("rates", [0, 0.3])}:
+        refuse("corruption needs rate 0, which the others are compared with, and at least one other")
     for key in ("fine_tuning", "architectures", "pretraining_sizes"):
         for fraction in profile[key].get("fractions", []):
             if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
@@ -281,11 +286,12 @@ class Plan:
         set_by_question = ("fractions", "repeats", "modes")
         shared = {name: value for name, value in own["fine_tuning"].items() if name not in set_by_question}
         context = dict(prepared=prepared, vary_subset=where["protocol"] == "strict", fine_tuning=shared)
+        beside = dict(baselines=own["baselines"])
         for question in QUESTIONS:
             asked = dict(own[question])
             if not asked or where["split"] not in asked.pop("splits", [where["split"]]): continue
             known = declared(f"experiments/{question}")
-            asked = {name: value for name, value in (own["encoder"] | asked | context).items()
+            asked = {name: value for name, value in (own["encoder"] | beside | asked | context).items()
                      if name in known or name in asked}
             if "encoders" in known:  # all arms in one run
                 asked["encoders"] = {arm: encoders[arm] for arm in asked.pop("arms", encoders)}
@@ -296,6 +302,7 @@ class Plan:
                 pretraining, tuning = _recipe(own["arms"][arm] | ({"epochs": epochs[arm]} if arm in epochs else {}))
                 method = pretraining.pop("method", "")
                 values = asked | dict(method=method, pretraining=pretraining, fine_tuning=shared | tuning)
+                if method: values["baselines"] = []  # one set stands beside all arms
                 self._add(question, f"{base}/{arm}", values, (prepared,), arm=arm, **where)
 
     def of(self, *experiments:str, part:str="")->list[PlannedRun]:
@@ -378,8 +385,8 @@ COLLECTIONS = dict(
                       ("label_curve", "linear_probe", "baselines")),
     shortcuts=Collection(("shortcuts",), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
-    pretraining_sizes=Collection(("pretraining_size",), ("pretraining_sizes",)),
-    corruption=Collection(("corruption",), ("corruption",)),
+    pretraining_sizes=Collection(("pretraining_size", "pretraining_size_difference"), ("pretraining_sizes",)),
+    corruption=Collection(("corruption", "corruption_difference"), ("corruption",)),
     grid=Collection(("grid",), ("grid",)),
     phenotypes=Collection(("phenotypes", "survival"), ("phenotypes",)),
     classes=Collection(("classes",), ("prepare",)),

@@ -134,8 +134,9 @@ def questions(methods, depths=(2, 4, 7, 10), widths=(256, 1024), rates=(0, 0.1, 
         for number, replacement in enumerate(("marginal", "uniform")):
             for arm in (np.nan, "logistic-genes"):
                 falls = 0.93 - 0.1*rate**2*(1 + number) - (0.02 if arm == arm else 0) + rng.normal(0, 0.003)
-                rotten.append(keys | times | around(falls) | dict(replacement=replacement, corruption_rate=rate,
-                                                                  arm=arm, fraction=1.0, n_labels=880, n_test=1029))
+                rotten.append(keys | times | around(falls) | dict(
+                    replacement=replacement, corruption_rate=rate, arm=arm, fraction=1.0, n_labels=880, n_test=1029,
+                    mode="baseline" if arm == arm else "unfrozen"))
     few = dict(fraction=0.1, n_labels=88, n_test=1029)
     return dict(architecture=pd.DataFrame(gains).query("arm != 'scratch'"), spectra=pd.concat(spectra),
                 pretraining_size=pd.DataFrame(rises).assign(**few), corruption=pd.DataFrame(rotten),

@@ -125,6 +125,8 @@ def test_every_figure_but_the_method_schematic_reads_a_collected_table():
     (dict(fine_tuning=dict(fractions=[2.0])), "2.0"),
     (dict(fine_tuning=dict(fractions=["a"])), "'a'"),
     (dict(fine_tuning=dict(epoch=2)), "no parameter 'epoch'"),
+    (dict(corruption=dict(rates=[0.3, 0.5])), "corruption needs rate 0"),
+    (dict(pretraining_sizes=dict(arms=["scratch"], sizes=[0])), "pretraining_sizes needs a pretrained arm"),
     (dict(arms={"scarf": dict(method="scarf", epoch=2)}), "no parameter 'epoch'"),
 ])
 def test_a_profile_that_would_fail_later_is_refused_when_planned(change, said):
@@ -137,10 +139,11 @@ def test_an_unknown_method_is_refused_before_anything_runs():
 
 
 def test_encoder_settings_of_the_profile_reach_every_question():
-    sizes = dict(arms=["scarf"], sizes=[0], fractions=[0.5])
+    sizes = dict(arms=["scratch", "scarf"], sizes=[0], fractions=[0.5])
     shapes = dict(arms=["scarf"], depths=[2], widths=[8], fractions=[0.5])
-    profile = DEFAULTS | dict(encoder=dict(width=16, depth=2, dropout=0.5), arms={"scarf": dict(method="scarf")},
-                              architectures=shapes, pretraining_sizes=sizes, corruption=dict(rates=[0.0]))
+    profile = DEFAULTS | dict(encoder=dict(width=16, depth=2, dropout=0.5),
+                              arms={"scratch": {}, "scarf": dict(method="scarf")},
+                              architectures=shapes, pretraining_sizes=sizes, corruption=dict(rates=[0.0, 0.3]))
     for run in Plan("x", profile).of("label_curve", "pretrain", "pretraining_sizes", "corruption"):
         assert (run.parameters["width"], run.parameters["depth"], run.parameters["dropout"]) == (16, 2, 0.5), run
     assert Plan("x", profile).of("architectures")[0].parameters["dropout"] == 0.5
@@ -198,7 +201,7 @@ TOP = DEFAULTS | dict(
     dataset="coadread", prepare=dict(label="subtype", genes=50), splits={"strict": [0, 1], "paper": [0]}, seeds=[0, 1],
     arms={"scratch": {}, "scarf": dict(method="scarf", epochs=5), "marginal": dict(method="scarf")},
     replacement_arms=["marginal"], baselines=["logistic-genes"], fine_tuning=dict(epochs=3, repeats=2),
-    corruption=dict(rates=[0.5]))
+    corruption=dict(rates=[0, 0.5]))
 
 
 def with_parts(**parts): return Plan("x", TOP | dict(parts=parts))
@@ -241,8 +244,8 @@ def test_a_default_that_is_spelt_out_does_not_make_another_run():
 
 
 def test_a_part_may_ask_a_question_that_the_profile_does_not():
-    plan = with_parts(sizes=dict(pretraining_sizes=dict(arms=["scarf"], sizes=[20, 0])))
-    assert [run.part for run in plan.of("pretraining_sizes")] == ["sizes"]
+    plan = with_parts(sizes=dict(pretraining_sizes=dict(arms=["scratch", "scarf"], sizes=[20, 0])))
+    assert [run.part for run in plan.of("pretraining_sizes")] == ["sizes", "sizes"]
     assert parts_in("pretraining_sizes", plan) == ["sizes"] and "architectures" not in collections(plan)
 
 

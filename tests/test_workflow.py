@@ -56,6 +56,38 @@ def test_every_arm_is_scored_beside_the_baselines_with_intervals(finished):
     assert set(curves["protocol"]) == {"strict", "paper"}
 
 
+def test_grids_are_compared_in_pairs_with_the_network_from_scratch_and_with_clean_samples(finished):
+    def table(name): return pd.read_csv(finished.folder/f"figures/data/tiny/{name}.csv")
+    sizes, corrupted = table("pretraining_size"), table("corruption")
+    scratch = sizes.query("n_pretrain == 0 and mode == 'unfrozen'").drop(columns="arm")
+    grids = dict(pretraining_size=(["arm", "n_pretrain"], [], sizes.query("n_pretrain > 0"), scratch),
+                 corruption=(["arm", "replacement", "corruption_rate"], ["arm", "replacement"],
+                             corrupted.query("corruption_rate > 0"), corrupted.query("corruption_rate == 0")))
+    for name, (cell, alike, ours, theirs) in grids.items():
+        like = ["metric", "fraction", *alike]
+        alone = ours.merge(theirs[[*like, "mean"]], on=like, suffixes=("", "_reference"))
+        pairs = table(f"{name}_difference").merge(alone, on=["metric", "fraction", *cell], suffixes=("", "_alone"))
+        assert len(pairs) == len(ours) > 0, name
+        assert pairs["difference"].to_numpy() == pytest.approx(pairs["mean"] - pairs["mean_reference"], abs=2e-5)
+        assert ((pairs["low"] <= pairs["difference"]) & (pairs["difference"] <= pairs["high"])).all()
+
+
+def test_simple_models_stand_beside_every_question(finished):
+    for name in ("architecture", "pretraining_size", "corruption"):
+        table = pd.read_csv(finished.folder/f"figures/data/tiny/{name}.csv").query("mode == 'baseline'")
+        assert set(table["arm"]) == {"logistic-genes", "logistic-pca"}, name
+    shapes = pd.read_csv(finished.folder/"figures/data/tiny/architecture.csv").query("arm == 'logistic-genes'")
+    assert set(shapes["depth"]) == {1, 2}
+
+
+def test_arms_gain_over_each_other_too_and_a_replacement_over_its_source(finished):
+    gains = pd.read_csv(finished.folder/"figures/data/tiny/gains.csv").query("mode == 'unfrozen' and upto == 1")
+    gains = gains.query("protocol == 'strict' and metric == 'accuracy'").set_index(["arm", "reference"])["gain"]
+    assert gains["scarf", "byol"] == pytest.approx(gains["scarf", "scratch"] - gains["byol", "scratch"], abs=2e-5)
+    assert gains["scarf", "scarf-marginal"] == pytest.approx(
+        gains["scarf", "scratch"] - gains["scarf-marginal", "scratch"], abs=2e-5)
+
+
 def test_a_second_run_has_nothing_to_do_and_says_so(finished):
     before, started = moments(finished), time.time()
     answer = finished.command("run", "--profile", "tiny")
