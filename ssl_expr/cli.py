@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['locked', 'is_locked', 'run_notebook', 'state_of', 'spoilt', 'status', 'show_cache', 'check_methods', 'show_work',
-           'run', 'follow', 'keep', 'keep_finished', 'redraw', 'reproduce', 'fetch_files', 'check_file', 'embed_file',
-           'show_list', 'parser', 'main']
+           'run', 'follow', 'keep', 'keep_finished', 'collect_all', 'redraw', 'reproduce', 'fetch_files', 'check_file',
+           'embed_file', 'show_list', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #cell-03
 import argparse
@@ -27,7 +27,8 @@ from typing import Any
 
 from .keep import keep_run, kept_path, read_kept
 from .run import check_parameters, declared, read_record, read_result, repository
-from .study import COLLECTIONS, SMALLER, Plan, PlannedRun, figures, profiles, read_profile
+from .progress import so_far
+from .study import COLLECTIONS, SMALLER, Plan, PlannedRun, collections, figures, profiles, read_profile
 
 # %% ../nbs/80_cli.ipynb #cell-06
 @contextmanager
@@ -234,12 +235,26 @@ def keep_finished(plan:Plan)->list[PlannedRun]:  # those that were not kept befo
     return kept
 
 # %% ../nbs/80_cli.ipynb #cell-15
+def collect_all(plan:Plan):
+    "Write every table that a plan makes, and remove those of its profile that it does not."
+    from ssl_expr.collect import collect
+    made = collections(plan)
+    for name, collection in COLLECTIONS.items():
+        if name in made: collect(name, plan); continue
+        for file in (f"{name}.json", *(f"{table}.csv" for table in collection.tables)):
+            (repository()/"figures"/"data"/plan.name/file).unlink(missing_ok=True)
+
 def redraw(
     profile:str,      # its name
     cores:int=0,      # notebooks at a time; 0: all cores
+    collected:bool=True, # False: collect the tables first, from the runs that are kept
 )->int:
-    "Execute every figure notebook on the collected metrics of a profile, without training."
-    wanted = figures(Plan(profile, read_profile(profile)))
+    "Execute every figure notebook on the collected metrics of a profile, as far as it is finished, without training."
+    plan = Plan(profile, read_profile(profile))
+    if plan.profile["keep"]: plan = so_far(plan)
+    if not collected: collect_all(plan)
+    if plan.unfinished: print(f"not finished, so left out: {', '.join(plan.unfinished)}")
+    wanted = figures(plan)
     data, folder = f"figures/data/{profile}", f"figures/{profile}"
     if not (repository()/data).is_dir():
         raise FileNotFoundError(f"There are no collected metrics in {data}: "
@@ -403,7 +418,9 @@ def parser()->argparse.ArgumentParser:
         dry_run=dict(action="store_true", default=False, help="only say what would be done"),
         extra=dict(nargs=argparse.REMAINDER, help="after --: options for snakemake"))
     add("status", status, "what is done, running, failed and missing", profile=profile)
-    add("figures", redraw, "redraw every figure from collected metrics, without training", profile=profile, cores=cores)
+    add("figures", redraw, "redraw every figure from collected metrics, without training", profile=profile, cores=cores,
+        collect=dict(dest="collected", action="store_false", default=True,
+                     help="collect the tables first, of what is finished so far (for a profile that keeps its runs)"))
     add("reproduce", reproduce, "do one run again, from the data onwards, and compare", profile=profile,
         target=dict(help="the run's file, such as toy/strict/split0/grid.parquet"))
     add("embed", embed_file, "embed an expression file with a saved model",

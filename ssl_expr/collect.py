@@ -243,10 +243,14 @@ COLLECTORS:dict[str, Callable[[Plan, list[PlannedRun]], dict[str, pd.DataFrame]]
     phenotypes=collect_phenotypes, costs=costs)
 
 # %% ../nbs/77_collect.ipynb #cell-11
-def _data(plan:Plan, part:str)->dict[str, Any]:
-    "Data set of a part, and the facts of its first split."
-    facts = plan.record(plan.of("prepare", part=part)[0])["facts"]
-    return dict(dataset=plan.parts[part]["dataset"], fingerprint=facts.get("fingerprint"), data=facts)
+def _data(plan:Plan, part:str, collection:str)->dict[str, Any]:
+    "Data set of a part, the facts of its first split, and the epochs of arms that it pretrains for its own number."
+    facts, own = plan.record(plan.of("prepare", part=part)[0])["facts"], plan.parts[part]
+    given = {arm: recipe["epochs"] for arm, recipe in own["arms"].items() if "epochs" in recipe}
+    usual = {arm: recipe.get("epochs") for arm, recipe in plan.parts["main"]["arms"].items()}
+    epochs = {arm: n for arm, n in (given | own.get(collection, {}).get("epochs", {})).items()
+              if arm in usual and n != usual[arm]}
+    return dict(dataset=own["dataset"], fingerprint=facts.get("fingerprint"), data=facts, epochs=epochs)
 
 def behind(
     collection:str,   # key of COLLECTIONS
@@ -263,8 +267,10 @@ def behind(
         record = plan.record(run)
         origin.append(dict(target=run.target, sha256=record["sha256"], commit=record["provenance"]["commit"],
                            changed_files=record["provenance"]["changed_files"], parts=serves[run.target]))
-    others = {part: _data(plan, part) for part in among if part != "main"}
-    return dict(profile=plan.name, **(_data(plan, "main") if runs else nothing), parts=others, runs=origin)
+    others = {part: _data(plan, part, collection) for part in among if part != "main"}
+    unfinished = dict(unfinished=plan.unfinished) if plan.unfinished else {}
+    facts = _data(plan, "main", collection) if runs else nothing
+    return dict(profile=plan.name, **unfinished, **facts, parts=others, runs=origin)
 
 def collect(
     collection:str,   # key of COLLECTIONS

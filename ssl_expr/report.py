@@ -7,7 +7,7 @@ __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS
            'METRIC_WORDS', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label', 'in_order', 'in_words',
            'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below', 'best_linear', 'shares',
            'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count', 'describe',
-           'describe_intervals', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table',
+           'describe_intervals', 'shortened', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table',
            'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
@@ -335,6 +335,13 @@ def describe_intervals(
     if pretrained: said.append("One encoder was pretrained per split and seed, so the luck of pretraining is in the "
                                "bands only as far as splits and seeds differ.")
     return " ".join(said)
+
+def shortened(
+    epochs:dict[str, int],   # of arms that were pretrained for another number of epochs than in the main comparison
+)->str:
+    "That pretraining is shorter here; empty if it is not."
+    each = ", ".join(f"{label(arm)} {epochs[arm]:,}" for arm in in_order(epochs))
+    return f"Pretraining is shorter here than in the main comparison: {each} epochs." if epochs else ""
 
 def tally(
     verdicts:Iterable[str],   # better, worse or tie; others are not counted

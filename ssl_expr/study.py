@@ -219,9 +219,11 @@ class Plan:
     def __init__(self,
         name:str,                # the profile's name: its results lie in results/<name>
         profile:dict[str, Any],  # see `read_profile`
+        only:dict[str, dict[str, Any]]|None=None,  # parts as `parts` lays them out; None: all of the profile's
     ):
         self.name, self.profile = name, check_profile(name, profile)
-        self.parts = parts(name, profile)
+        self.parts = parts(name, profile) if only is None else only
+        self.unfinished:list[str] = []         # what `so_far` left out
         self.runs:dict[str, PlannedRun] = {}   # by target, each once
         self.wanted:list[PlannedRun] = []      # by every part that wants it
         self._made:dict[str, str] = {}         # experiment and parameters -> target

@@ -255,6 +255,22 @@ def test_a_fresh_clone_collects_and_draws_the_same_from_kept_runs_alone(keeping,
     assert next(line.split()[1:] for line in done.splitlines() if line.startswith("pretrain")) == ["1", *"····"]
 
 
+def test_an_unfinished_study_reports_what_is_complete_and_names_what_is_not(keeping, tmp_path):
+    study = only_committed(keeping.clone(tmp_path/"copy"))
+    whole = pd.read_csv(study.folder/"figures/data/keeping/label_curve.csv")
+    (study.folder/KEPT/"longer/strict/split0/scarf/seed0/label_curve.json").unlink()
+    answer = study.command("figures", "--profile", "keeping", "--collect")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "left out: longer" in answer.stdout and "table_shortcuts: drawn" not in answer.stdout
+    curves = pd.read_csv(study.folder/"figures/data/keeping/label_curve.csv")
+    pd.testing.assert_frame_equal(curves, whole[whole["part"] == "main"])
+    assert not (study.folder/"figures/data/keeping/shortcuts.csv").exists(), "a table of an unfinished part was left"
+    assert json.loads((study.folder/"figures/data/keeping/curves.json").read_text())["unfinished"] == ["longer"]
+    (study.folder/KEPT/"toy/strict/split0/baselines/seed0/baselines.parquet").write_bytes(b"damaged")
+    answer = study.command("figures", "--profile", "keeping", "--collect")
+    assert answer.returncode == 1 and "No split of profile keeping is finished" in answer.stderr
+
+
 def test_a_changed_library_does_not_redo_what_is_kept(keeping, tmp_path):
     study = keeping.clone(tmp_path/"copy")
     with open(study.folder/"ssl_expr"/"pretrain.py", "a") as module: module.write("# changed\n")
