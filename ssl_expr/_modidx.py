@@ -503,6 +503,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ssl_expr.pretrain._collapse_sentence': ('pretrain.html#_collapse_sentence', 'ssl_expr/pretrain.py'),
                                    'ssl_expr.pretrain._device': ('pretrain.html#_device', 'ssl_expr/pretrain.py'),
                                    'ssl_expr.pretrain._epochs': ('pretrain.html#_epochs', 'ssl_expr/pretrain.py'),
+                                   'ssl_expr.pretrain._forget_tiny': ('pretrain.html#_forget_tiny', 'ssl_expr/pretrain.py'),
                                    'ssl_expr.pretrain._held_out_loss': ('pretrain.html#_held_out_loss', 'ssl_expr/pretrain.py'),
                                    'ssl_expr.pretrain._identity': ('pretrain.html#_identity', 'ssl_expr/pretrain.py'),
                                    'ssl_expr.pretrain._refuse_other_genes': ('pretrain.html#_refuse_other_genes', 'ssl_expr/pretrain.py'),

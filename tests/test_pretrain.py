@@ -522,3 +522,17 @@ def test_without_stored_names_the_number_of_genes_must_fit(tmp_path):
     save_encoder(tmp_path/"wrong", Encoder(17, **SMALL), {"genes": NAMES[:3]})
     with pytest.raises(ValueError, match="reads 17 genes and the data have 3"):
         load_encoder(tmp_path/"wrong", NAMES[:3])
+
+
+# ---------------------------------------------------------------------------------- averages that shrink to nothing
+
+def test_averages_too_small_to_matter_are_forgotten_and_no_weight_notices(tmp_path, monkeypatch):
+    def trained(tiny):
+        monkeypatch.setattr(module, "TINY", tiny)
+        objective, path = fresh("vime"), tmp_path/f"{tiny}.safetensors"
+        brief(objective, epochs=250, learning_rate=0.03, optimizer="rmsprop", checkpoint=path, checkpoint_every=250)
+        averages = torch.cat([v.flatten() for k, v in load_tensors(path)[0].items() if k.endswith("square_avg")])
+        return digest(objective), int(((averages > 0) & (averages < 1e-30)).sum())
+    (kept, without), (plain, left) = trained(1e-30), trained(0.0)
+    assert left > 20 and without == 0, "no weight stopped learning, so nothing was tested"
+    assert kept == plain
