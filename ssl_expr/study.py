@@ -138,6 +138,11 @@ def _check_part(
     for key in ("architectures", "pretraining_sizes", "phenotypes"):
         for arm in [*profile[key].get("arms", []), *profile[key].get("epochs", [])]:
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
+    for outcome in profile["phenotypes"].get("outcomes", []):
+        among = outcome.get("where", {}) if isinstance(outcome, dict) else None
+        if not isinstance(among, dict) or not all(isinstance(values, list) for values in among.values()):
+            refuse(f"phenotypes has outcome {outcome!r}: it needs a name, a label, and perhaps where: "
+                   "{annotation: [values]}")
     for arm in profile["phenotypes"].get("arms", []):
         if "method" not in profile["arms"][arm]: refuse(f"phenotypes names arm {arm!r}, which has no encoder")
     sized = profile["pretraining_sizes"].get("arms", [])

@@ -126,6 +126,7 @@ def test_every_figure_but_the_method_schematic_reads_a_collected_table():
     (dict(fine_tuning=dict(fractions=["a"])), "'a'"),
     (dict(fine_tuning=dict(epoch=2)), "no parameter 'epoch'"),
     (dict(corruption=dict(rates=[0.3, 0.5])), "corruption needs rate 0"),
+    (dict(phenotypes=dict(outcomes=[dict(label="y", where=dict(project="BRCA"))])), "where: {annotation: [values]}"),
     (dict(pretraining_sizes=dict(arms=["scratch"], sizes=[0])), "pretraining_sizes needs a pretrained arm"),
     (dict(arms={"scarf": dict(method="scarf", epoch=2)}), "no parameter 'epoch'"),
 ])
