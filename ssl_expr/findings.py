@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHADES', 'BEGIN', 'END', 'QUESTIONS', 'link', 'what_is_missing', 'tally_verdicts', 'claims_page', 'pretrain_or_not',
-           'with_all_labels', 'which_method', 'how_many_labels', 'linear_or_not', 'elsewhere', 'said', 'findings',
-           'replace_block', 'block_of', 'replace_in_notebook', 'published', 'publish']
+           'with_all_labels', 'at_another_rate', 'embedding_alone', 'which_method', 'how_many_labels', 'linear_or_not',
+           'elsewhere', 'said', 'findings', 'replace_block', 'block_of', 'replace_in_notebook', 'published', 'publish']
 
 # %% ../nbs/87_findings.ipynb #cell-04
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from .claims import (DATA_PARTS, METHODS, METRIC, TABLES, best_linear, claims_table, compared_at,
+from .claims import (DATA_PARTS, METHODS, METRIC, TABLES, TENFOLD, best_linear, claims_table, compared_at,
                              few_labels, gain, named, saved, versus)
 from .files import write_atomic
 from .report import count, in_words, label, markdown_table, read_runs
@@ -57,6 +57,7 @@ def claims_page(
         "\"no effect\". Pretraining is shorter than the paper's where the "
         f"[profile](../nbs/profiles/{runs['profile']}.yaml) says so. "
         f"{tally_verdicts(table[table['source'] != 'ours'])} {what_is_missing(runs)}".strip(), "",
+        "What surprised us is followed up in [Surprises](../nbs/91_surprises.ipynb).", "",
         "## Results of the paper", "", part("paper"), "## Recommendations of the paper", "", part("advice"),
         "## What we recommend", "", "Our advice is put to the data in the same way.", "", part("ours"),
         "## Rules", "",
@@ -78,12 +79,30 @@ def pretrain_or_not(tables:Tables)->str:
     elif all(number.side() < 0 for number in over.values()): answer = "No: with few labels it does harm."
     else: answer = "Not shown: with few labels no method is surely better than scratch."
     each = "; ".join(f"{label(arm)} {number}" for arm, number in over.items())
-    return f"**Should I pretrain?** {answer} Mean gain over the same network from scratch, {few_labels()}: {each}."
+    return (f"**Should I pretrain?** {answer} Mean gain over the same network from scratch, fine-tuned as in the "
+            f"paper, {few_labels()}: {each}.")
 
 def with_all_labels(tables:Tables)->str:
     "What is left of the gain when all labels are spent."
     each = "; ".join(f"{label(arm)} {compared_at(tables, METRIC, arm, 'unfrozen')}" for arm in METHODS)
     return f"With all labels: {each}."
+
+def at_another_rate(tables:Tables)->str:
+    "The same gains where every arm was fine-tuned ten times faster, and what the linear model says to that."
+    over = "; ".join(f"{label(arm)} {gain(tables, METRIC, arm, part=TENFOLD)}" for arm in METHODS)
+    best = best_linear(tables, METRIC, TENFOLD)
+    against = "; ".join(f"{label(arm)} {versus(tables, METRIC, arm, best, part=TENFOLD)}" for arm in METHODS)
+    return ("**Does that hang on how it is fine-tuned?** At ten times the paper's rate, for every arm, the gains over "
+            f"the network from scratch are {over}; minus {named(best)}: {against}.")
+
+def embedding_alone(tables:Tables)->str:
+    "What a linear model makes of the frozen embedding, against the same model on the genes or their components."
+    best = best_linear(tables, METRIC)
+    against = {arm: versus(tables, METRIC, arm, best, mode="linear probe") for arm in METHODS}
+    words = {1: "better", -1: "worse", 0: "a tie"}
+    each = "; ".join(f"{label(arm)} {number}, {words[number.side()]}" for arm, number in against.items())
+    return (f"**Is the embedding alone of use?** Logistic regression on the frozen embedding minus {named(best)}, "
+            f"{few_labels()}: {each}.")
 
 def which_method(tables:Tables)->str:
     "The method with the highest mean gain, against each of the others."
@@ -131,7 +150,8 @@ def elsewhere(tables:Tables)->str:
 
 # %% ../nbs/87_findings.ipynb #cell-11
 BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
-QUESTIONS = (pretrain_or_not, with_all_labels, which_method, how_many_labels, linear_or_not, elsewhere)
+QUESTIONS = (pretrain_or_not, with_all_labels, at_another_rate, which_method, how_many_labels, linear_or_not,
+             embedding_alone, elsewhere)
 
 def said(question:Callable[[Tables], str], tables:Tables)->str:
     try: return question(tables)
@@ -158,10 +178,11 @@ def findings(
     made = (f"*Written by [table_claims]({up}nbs/figures/table_claims.ipynb) from the tables in "
             f"[figures/data/{runs['profile']}]({up}figures/data/{runs['profile']}); our advice: "
             f"[table_recommendations]({up}nbs/figures/table_recommendations.ipynb). How to read it: "
-            f"[Reading the evidence]({up}nbs/90_reading_the_evidence.ipynb).*")
+            f"[Reading the evidence]({up}nbs/90_reading_the_evidence.ipynb); what surprised us, and why it is so: "
+            f"[Surprises]({up}nbs/91_surprises.ipynb).*")
     headline = f"[![Networks against logistic regression]({folder}/fig_headline.png)]({folder}/fig_headline.md)"
     answers = [said(question, tables) for question in QUESTIONS]
-    parts = [about, *answers[:2], headline, *answers[2:], verdicts, made]
+    parts = [about, *answers[:3], headline, *answers[3:], verdicts, made]
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
 # %% ../nbs/87_findings.ipynb #cell-14

@@ -47,11 +47,17 @@ def so_far(
                          f"`ssl-expr run --profile {plan.name}` first.")
     found = {part: own for part, own in found.items() if not own["against"] or own["against"] in found}
     smaller = Plan(plan.name, plan.profile, found)
-    smaller.unfinished = sorted({_whose(run) for target, run in plan.runs.items() if target not in smaller.runs})
+    smaller.unfinished = sorted({_whose(run, found["main"]) for target, run in plan.runs.items()
+                                 if target not in smaller.runs and run.experiment != "geometry"})
     return smaller
 
-def _whose(run:PlannedRun)->str:
+def _whose(
+    run:PlannedRun,       # that was left out
+    main:dict[str, Any],  # what is left of the profile's own comparison
+)->str:
     "How a reader calls what a run belongs to."
     if run.part != "main": return run.part
     if run.experiment in QUESTIONS: return run.experiment.replace("_", " ")
-    return f"{run.protocol} split {run.split}" if run.protocol else run.experiment
+    if run.arm and run.split in main["splits"].get(run.protocol, []): return f"arm {run.arm}"
+    return f"{run.protocol} split {run.split}"
+

@@ -442,8 +442,10 @@ def tables_read(
     return sorted(named(False, every) | named(True, tables_made(plan) if plan else set()))
 
 def tables_made(plan:Plan)->set[str]:
-    "Names of the collected tables that a profile makes."
-    return {table for name in collections(plan) for table in COLLECTIONS[name].tables}
+    "Names of the collected tables that a profile makes, and has something to say in."
+    tables = {table for name in collections(plan) for table in COLLECTIONS[name].tables}
+    replaced = any(own["replacement_arms"] for own in plan.parts.values())
+    return tables if replaced else tables - {"replacement"}
 
 def figures(
     plan:Plan|None=None,  # None: all there are

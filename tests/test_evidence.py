@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ssl_expr.claims import METHODS, METRIC, NOT_RUN, PAPER_METRIC, TABLES, claims, claims_table, examine
+from ssl_expr.claims import METHODS, METRIC, NOT_RUN, PAPER_METRIC, TABLES, TENFOLD, claims, claims_table, examine
 from ssl_expr.findings import BEGIN, END, QUESTIONS, findings, publish, published, replace_block, replace_in_notebook
 from ssl_expr.report import read_runs
 from ssl_expr.run import declared
@@ -120,7 +120,7 @@ def test_findings_stay_on_one_page_and_answer_every_question(collected):
     for question in ("Should I pretrain?", "With which method?", "How many labels", "Would logistic regression",
                      "And on other data?", "What holds of the paper?"):
         assert question in text
-    assert len(QUESTIONS) == 6 and "fig_headline.png" in text
+    assert len(QUESTIONS) == 8 and "fig_headline.png" in text
 
 
 def test_links_of_readme_and_front_page_lead_to_the_same_places(repository):
@@ -270,6 +270,18 @@ def test_our_own_advice_can_fail(linear, scarf, verdict):
     table = pd.concat([gain_table(*(scarf if arm == "scarf" else (-0.2, -0.1)), arm=arm)["gains"] for arm in METHODS]
                       + [gain_table(0, 0, **{"logistic-genes": linear})["gains"].iloc[1:]])
     assert examine(CLAIMS["linear-first"], dict(gains=table)).verdict == verdict
+
+
+@pytest.mark.parametrize("before, after, verdict", [
+    ((-0.3, -0.2), (0.1, 0.2), HOLDS), ((-0.3, 0.2), (0.1, 0.2), OPEN), ((-0.3, -0.2), (-0.2, -0.1), FAILS),
+    ((0.2, 0.3), (0.1, 0.2), FAILS)])
+def test_a_loss_that_another_rate_turns_into_a_gain(before, after, verdict):
+    slow = pd.concat([gain_table(*before, arm=arm, **{"logistic-genes": (0.05, 0.01)})["gains"] for arm in METHODS])
+    fast = pd.concat([gain_table(*after, arm=arm, **{"logistic-genes": (0.05, 0.01)})["gains"] for arm in METHODS])
+    tables = dict(gains=pd.concat([slow, fast.assign(part=TENFOLD)]).drop_duplicates())
+    assert examine(CLAIMS["tuned-method"], tables).verdict == verdict
+    assert "at ten times the paper's rate" in examine(CLAIMS["few-labels-vime"], tables).why
+    assert "ten times" not in examine(CLAIMS["few-labels-vime"], dict(gains=slow.drop_duplicates())).why
 
 
 @pytest.mark.parametrize("used, verdict", [((10, 30, 60), HOLDS), ((30, 10, 60), FAILS), ((30, 30, 30), FAILS)])
