@@ -285,6 +285,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ssl_expr.findings.said': ('findings.html#said', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.tally_verdicts': ('findings.html#tally_verdicts', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.what_is_missing': ('findings.html#what_is_missing', 'ssl_expr/findings.py'),
+                                   'ssl_expr.findings.what_it_cost': ('findings.html#what_it_cost', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.which_method': ('findings.html#which_method', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.with_all_labels': ('findings.html#with_all_labels', 'ssl_expr/findings.py')},
             'ssl_expr.finetune': { 'ssl_expr.finetune.EarlyStopping': ('finetune.html#earlystopping', 'ssl_expr/finetune.py'),

@@ -51,7 +51,7 @@ VARIANTS = ("main", "longer-byol", "published-vime")   # parts on the data of th
 TENFOLD = "tenfold-rate"   # the part that fine-tunes every arm at ten times the paper's rate
 TABLES = ("gains", "label_curve", "difference", "labels_saved", "architecture", "spectra", "pretraining_size",
           "pretraining_size_difference", "corruption", "corruption_difference", "replacement", "phenotypes", "survival",
-          "shortcuts", "protocols")   # what claims are judged by
+          "shortcuts", "protocols", "costs")   # what claims and findings are read from
 FEW = 0.1      # labels are few up to this share of the paper's ~1,000
 PAPER_SIZE = 2000   # pretraining samples below which the paper found no gain
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SHADES', 'BEGIN', 'END', 'QUESTIONS', 'link', 'what_is_missing', 'tally_verdicts', 'claims_page', 'pretrain_or_not',
            'with_all_labels', 'at_another_rate', 'embedding_alone', 'which_method', 'how_many_labels', 'linear_or_not',
-           'elsewhere', 'said', 'findings', 'replace_block', 'block_of', 'replace_in_notebook', 'published', 'publish']
+           'what_it_cost', 'elsewhere', 'said', 'findings', 'replace_block', 'block_of', 'replace_in_notebook',
+           'published', 'publish']
 
 # %% ../nbs/87_findings.ipynb #cell-04
 import json
@@ -19,7 +20,7 @@ from .claims import (DATA_PARTS, METHODS, METRIC, TABLES, TENFOLD, best_linear, 
                              few_labels, gain, named, saved, versus)
 from .files import write_atomic
 from .report import count, in_words, label, markdown_table, read_runs
-from .verdicts import FAILS, HOLDS, OPEN, Interval, NotRun, Tables, read_tables
+from .verdicts import FAILS, HOLDS, OPEN, Interval, NotRun, Tables, read_tables, select
 
 # %% ../nbs/87_findings.ipynb #cell-06
 def link(figure:str, folder:str)->str: return f"[{figure}]({folder}/{figure}.md)"
@@ -131,6 +132,13 @@ def linear_or_not(tables:Tables)->str:
     return (f"**Would logistic regression have done?** {answer} {named(best).capitalize()} gains {over} over the "
             f"network from scratch, {few_labels()}; the methods minus that model: {against}.")
 
+def what_it_cost(tables:Tables)->str:
+    "Runs and CPU hours of what is finished."
+    costs = select(tables, "costs")
+    hours, processors = costs["cpu_seconds"].sum()/3600, sorted(costs["processor"].unique())
+    return (f"**What did it cost?** {count(int(costs['runs'].sum()), 'run')}, {hours:.1f} CPU hours on one core "
+            f"({'; '.join(processors)}).")
+
 def elsewhere(tables:Tables)->str:
     "Gain over scratch of the best linear model and of every method, on every data set, as a table."
     rows = []
@@ -151,7 +159,7 @@ def elsewhere(tables:Tables)->str:
 # %% ../nbs/87_findings.ipynb #cell-11
 BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
 QUESTIONS = (pretrain_or_not, with_all_labels, at_another_rate, which_method, how_many_labels, linear_or_not,
-             embedding_alone, elsewhere)
+             embedding_alone, elsewhere, what_it_cost)
 
 def said(question:Callable[[Tables], str], tables:Tables)->str:
     try: return question(tables)

@@ -120,7 +120,7 @@ def test_findings_stay_on_one_page_and_answer_every_question(collected):
     for question in ("Should I pretrain?", "With which method?", "How many labels", "Would logistic regression",
                      "And on other data?", "What holds of the paper?"):
         assert question in text
-    assert len(QUESTIONS) == 8 and "fig_headline.png" in text
+    assert len(QUESTIONS) == 9 and "fig_headline.png" in text
 
 
 def test_links_of_readme_and_front_page_lead_to_the_same_places(repository):
