@@ -567,7 +567,7 @@ def claims()->list[Claim]:
 
 # %% ../nbs/85_claims.ipynb #cell-40
 METRIC, PAPER_METRIC = "balanced_accuracy", "accuracy"
-NOT_RUN = "Not run in this profile."
+NOT_RUN = "Not run in this profile, or not finished."
 
 def examine(
     claim:Claim,
