@@ -109,7 +109,9 @@ def pretraining_sizes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]
     "Scores against the number of pretraining samples, and their paired difference to scratch, which stands at 0."
     predictions = predictions_of(plan, runs)
     scratch = predictions[(predictions["n_pretrain"] == 0) & (predictions["mode"] == "unfrozen")].assign(arm="scratch")
-    def gain(part:pd.DataFrame)->pd.DataFrame: return differences(pd.concat([part, scratch], ignore_index=True))
+    def gain(part:pd.DataFrame)->pd.DataFrame:
+        same = scratch[scratch["split"].isin(part["split"])]
+        return differences(pd.concat([part, same], ignore_index=True))
     return dict(pretraining_size=by_cell(predictions, CELLS["pretraining_sizes"], label_curves),
                 pretraining_size_difference=by_cell(predictions[predictions["n_pretrain"] > 0],
                                                     CELLS["pretraining_sizes"], gain))
@@ -221,7 +223,7 @@ def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     straight = plan.of(*COLLECTIONS["shortcuts"].experiments, part=other)
     *both, paired = in_common(predictions_of(plan, runs), predictions_of(plan, straight))
     drawn = [resample(frame, seed=seed) for frame, seed in zip(both, (0, 0 if paired else 1), strict=True)]
-    points = drawn[0].points[["protocol", "arm", "mode", "fraction", "n_labels"]]
+    points = drawn[0].points[["protocol", "arm", "mode", "fraction", "n_labels", "n_splits", "n_repeats"]]
     ours, theirs = against(drawn[0], "scratch") if "scratch" in set(points["arm"]) else (np.array([], int),)*2
     gains = points.iloc[ours].assign(arm=points["arm"].iloc[ours] + " − scratch")
     tables = []
@@ -232,7 +234,7 @@ def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
                 metric=metric, score=means[0][:, m], score_against=means[1][:, m],
                 difference=means[0][:, m] - means[1][:, m], low=low[:, m], high=high[:, m]))
     columns = ["against", "protocol", "arm", "mode", "metric", "fraction", "n_labels", "score", "score_against",
-               "difference", "low", "high", "verdict", "paired"]
+               "difference", "low", "high", "verdict", "paired", "n_splits", "n_repeats"]
     table = pd.concat(tables, ignore_index=True).assign(against=other, paired=paired)
     return dict(shortcuts=table.assign(verdict=verdicts(table)).reindex(columns=columns))
 

@@ -6,6 +6,7 @@
 __all__ = ['COMPARED', 'so_far']
 
 # %% ../nbs/76_progress.ipynb #cell-03
+from copy import copy
 from typing import Any
 
 from .study import QUESTIONS, Plan, PlannedRun
@@ -23,18 +24,29 @@ def _finished(
                for run in wanted if run.experiment in COMPARED and not plan.kept(run)}
     splits = {protocol: [split for split in numbers if (protocol, split, "") not in missing]
               for protocol, numbers in own["splits"].items()}
-    splits = {protocol: numbers for protocol, numbers in splits.items() if numbers}
-    if not splits: return None
+    first = next(iter(splits))
+    if not splits[first]: return None
     there = {(protocol, split) for protocol, numbers in splits.items() for split in numbers}
-    replacements = [arm for arm in own["replacement_arms"]
-                    if not any((protocol, split, arm) in missing for protocol, split in there)]
-    dropped = set(own["replacement_arms"]) - set(replacements)
+    dropped = {arm for arm in own["replacement_arms"] if any((*where, arm) in missing for where in there)}
     def asked(question:str)->dict[str, Any]:
-        runs = [run for run in wanted if run.experiment == question and (run.protocol, run.split) in there]
-        return own[question] if runs and all(map(plan.kept, runs)) else {}
+        runs = [run for run in wanted if run.experiment == question and run.split in splits[first]]
+        lacking = {run.split for run in runs if not plan.kept(run)}
+        done = sorted({run.split for run in runs} - lacking)
+        return own[question] | dict(splits=done) if done else {}
     return own | {question: asked(question) for question in QUESTIONS} | dict(
-        splits=splits, replacement_arms=replacements,
+        splits={protocol: numbers for protocol, numbers in splits.items() if numbers},
+        replacement_arms=[arm for arm in own["replacement_arms"] if arm not in dropped],
         arms={arm: recipe for arm, recipe in own["arms"].items() if arm not in dropped})
+
+def _in_common(
+    own:dict[str, Any],    # of a part with `against`
+    other:dict[str, Any],  # of the part that it is compared with
+)->dict[str, Any]:         # empty: they have no split in common
+    "The part with the splits that both have."
+    splits = {protocol: [split for split in numbers if split in other["splits"].get(protocol, [])]
+              for protocol, numbers in own["splits"].items()}
+    splits = {protocol: numbers for protocol, numbers in splits.items() if numbers}
+    return own | dict(splits=splits) if splits else {}
 
 # %% ../nbs/76_progress.ipynb #cell-08
 def so_far(
@@ -45,19 +57,33 @@ def so_far(
     if "main" not in found:
         raise ValueError(f"No split of profile {plan.name} is finished: run "
                          f"`ssl-expr run --profile {plan.name}` first.")
-    found = {part: own for part, own in found.items() if not own["against"] or own["against"] in found}
-    smaller = Plan(plan.name, plan.profile, found)
-    smaller.unfinished = sorted({_whose(run, found["main"]) for target, run in plan.runs.items()
-                                 if target not in smaller.runs and run.experiment != "geometry"})
+    smaller = copy(plan)
+    smaller.parts = {part: own if not own["against"] else common for part, own in found.items()
+                     if (common := _in_common(own, found.get(own["against"], dict(splits={})))) or not own["against"]}
+    smaller.wanted = [run for run in plan.wanted if plan.kept(run) and _belongs(run, smaller.parts)]
+    smaller.runs = {run.target: run for run in reversed(smaller.wanted)}
+    smaller.runs = {target: smaller.runs[target] for target in plan.runs if target in smaller.runs}
+    left_out = [run for target, run in plan.runs.items() if target not in smaller.runs]
+    smaller.unfinished = sorted({_whose(run, smaller.parts) for run in left_out if not plan.kept(run)})
     return smaller
 
+def _belongs(
+    run:PlannedRun,
+    parts:dict[str, dict[str, Any]],  # cut down
+)->bool:
+    "Is the run of a split, arm and question that are left?"
+    own = parts.get(run.part)
+    if own is None or run.split not in own["splits"].get(run.protocol, []): return False
+    if run.experiment in QUESTIONS: return run.split in own[run.experiment].get("splits", [])
+    return not run.arm or run.arm in own["arms"]
+
 def _whose(
-    run:PlannedRun,       # that was left out
-    main:dict[str, Any],  # what is left of the profile's own comparison
+    run:PlannedRun,                   # that is missing
+    parts:dict[str, dict[str, Any]],  # what is left
 )->str:
     "How a reader calls what a run belongs to."
-    if run.part != "main": return run.part
-    if run.experiment in QUESTIONS: return run.experiment.replace("_", " ")
-    if run.arm and run.split in main["splits"].get(run.protocol, []): return f"arm {run.arm}"
-    return f"{run.protocol} split {run.split}"
-
+    part = "" if run.part == "main" else run.part
+    if part and part not in parts: return part
+    if run.experiment in (*QUESTIONS, "geometry"): return f"{part} {run.experiment.replace('_', ' ')}".strip()
+    there = run.split in parts[run.part]["splits"].get(run.protocol, [])
+    return f"{part} {'arm ' + run.arm if there and run.arm else f'{run.protocol} split {run.split}'}".strip()

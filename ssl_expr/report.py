@@ -339,9 +339,9 @@ def describe_intervals(
 def shortened(
     epochs:dict[str, int],   # of arms that were pretrained for another number of epochs than in the main comparison
 )->str:
-    "That pretraining is shorter here; empty if it is not."
+    "How long pretraining took here, where it differs; empty if it does not."
     each = ", ".join(f"{label(arm)} {epochs[arm]:,}" for arm in in_order(epochs))
-    return f"Pretraining is shorter here than in the main comparison: {each} epochs." if epochs else ""
+    return f"Pretraining differs from the main comparison: {each} epochs." if epochs else ""
 
 def tally(
     verdicts:Iterable[str],   # better, worse or tie; others are not counted

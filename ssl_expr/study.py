@@ -139,15 +139,16 @@ def _check_part(
         for arm in [*profile[key].get("arms", []), *profile[key].get("epochs", [])]:
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
     for outcome in profile["phenotypes"].get("outcomes", []):
-        among = outcome.get("where", {}) if isinstance(outcome, dict) else None
-        if not isinstance(among, dict) or not all(isinstance(values, list) for values in among.values()):
+        known = isinstance(outcome, dict) and {"name", "label"} <= outcome.keys() <= {"name", "label", "where"}
+        among = outcome.get("where", {}) if known else None
+        if not isinstance(among, dict) or not all(isinstance(values, list) and values for values in among.values()):
             refuse(f"phenotypes has outcome {outcome!r}: it needs a name, a label, and perhaps where: "
                    "{annotation: [values]}")
     for arm in profile["phenotypes"].get("arms", []):
         if "method" not in profile["arms"][arm]: refuse(f"phenotypes names arm {arm!r}, which has no encoder")
     sized = profile["pretraining_sizes"].get("arms", [])
-    if sized and (len(sized) < 2 or all("method" in profile["arms"][arm] for arm in sized)):
-        refuse("pretraining_sizes needs a pretrained arm and one from scratch to compare it with")
+    if sized and (len(sized) < 2 or sum("method" not in profile["arms"][arm] for arm in sized) != 1):
+        refuse("pretraining_sizes needs pretrained arms, and one from scratch to compare them with")
     if profile["corruption"] and not {0} < {*profile["corruption"].get("rates", [0, 0.3])}:
         refuse("corruption needs rate 0, which the others are compared with, and at least one other")
     for key in ("fine_tuning", "architectures", "pretraining_sizes"):
@@ -224,10 +225,9 @@ class Plan:
     def __init__(self,
         name:str,                # the profile's name: its results lie in results/<name>
         profile:dict[str, Any],  # see `read_profile`
-        only:dict[str, dict[str, Any]]|None=None,  # parts as `parts` lays them out; None: all of the profile's
     ):
         self.name, self.profile = name, check_profile(name, profile)
-        self.parts = parts(name, profile) if only is None else only
+        self.parts = parts(name, profile)
         self.unfinished:list[str] = []         # what `so_far` left out
         self.runs:dict[str, PlannedRun] = {}   # by target, each once
         self.wanted:list[PlannedRun] = []      # by every part that wants it

@@ -99,9 +99,9 @@ def shortcuts(methods, fractions, rng, n_train):
                     rows.append(dict(part=part, against="honest", protocol="strict", arm=arm, mode=mode, metric=metric,
                                      fraction=fraction, n_labels=round(fraction*n_train), score=0.9 + gap,
                                      score_against=0.9, difference=gap, low=gap - half, high=gap + half,
-                                     verdict=verdict, paired=number > 0))
+                                     verdict=verdict, paired=number > 0, n_splits=3, n_repeats=2))
     columns = ["part", "against", "protocol", "arm", "mode", "metric", "fraction", "n_labels", "score",
-               "score_against", "difference", "low", "high", "verdict", "paired"]
+               "score_against", "difference", "low", "high", "verdict", "paired", "n_splits", "n_repeats"]
     return pd.DataFrame(rows, columns=columns)
 
 

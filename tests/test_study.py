@@ -11,6 +11,7 @@ import pytest
 from ssl_expr import cli, collect, study
 from ssl_expr.cli import check_methods, main
 from ssl_expr.keep import kept_path
+from ssl_expr.progress import so_far
 from ssl_expr.reproduce import compare
 from ssl_expr.run import check_parameters, declared, digest, parameters, read_result, repository
 from ssl_expr.study import (
@@ -126,8 +127,8 @@ def test_every_figure_but_the_method_schematic_reads_a_collected_table():
     (dict(fine_tuning=dict(fractions=["a"])), "'a'"),
     (dict(fine_tuning=dict(epoch=2)), "no parameter 'epoch'"),
     (dict(corruption=dict(rates=[0.3, 0.5])), "corruption needs rate 0"),
-    (dict(phenotypes=dict(outcomes=[dict(label="y", where=dict(project="BRCA"))])), "where: {annotation: [values]}"),
-    (dict(pretraining_sizes=dict(arms=["scratch"], sizes=[0])), "pretraining_sizes needs a pretrained arm"),
+    (dict(phenotypes=dict(outcomes=[dict(name="x", label="y", where=dict(a="b"))])), "where: {annotation: [values]}"),
+    (dict(pretraining_sizes=dict(arms=["scratch"], sizes=[0])), "pretraining_sizes needs pretrained arms"),
     (dict(arms={"scarf": dict(method="scarf", epoch=2)}), "no parameter 'epoch'"),
 ])
 def test_a_profile_that_would_fail_later_is_refused_when_planned(change, said):
@@ -353,3 +354,34 @@ def test_a_shortcut_tested_on_other_samples_is_not_called_paired():
     assert collect.in_common(part(0), part(0))[2] is True
     assert collect.in_common(part(0), part(1))[2] is False
     with pytest.raises(ValueError, match="in common"): collect.in_common(part(0), part(0).assign(split=1))
+
+
+# ------------------------------------------------------------------------------------- an unfinished study
+
+@pytest.mark.parametrize("missing, splits, unfinished", [
+    (lambda run: False, {"strict": [0, 1, 2], "paper": [0]}, []),
+    (lambda run: run.part == "main" and run.split == 1 and run.experiment == "linear_probe",
+     {"strict": [0, 2], "paper": [0]}, ["strict split 1"]),
+    (lambda run: run.experiment == "geometry", {"strict": [0, 1, 2], "paper": [0]}, ["geometry"]),
+    (lambda run: run.experiment == "phenotypes" and run.split, {"strict": [0, 1, 2], "paper": [0]}, ["phenotypes"]),
+    (lambda run: run.part == "honest" and run.split == 1, {"strict": [0, 1, 2], "paper": [0]},
+     ["honest strict split 1"]),
+    (lambda run: run.arm == "scarf-marginal", {"strict": [0, 1, 2], "paper": [0]}, ["arm scarf-marginal"]),
+    (lambda run: run.protocol == "paper", {"strict": [0, 1, 2]}, ["paper split 0"]),
+])
+def test_what_is_reported_of_an_unfinished_study_is_complete_and_was_planned(missing, splits, unfinished):
+    plan = Plan("study", read_profile("study"))
+    plan.kept = lambda run: not missing(run)
+    found = so_far(plan)
+    assert set(found.runs) <= set(plan.runs) and not any(map(missing, found.runs.values()))
+    assert found.parts["main"]["splits"] == splits and found.unfinished == unfinished
+    for own in found.parts.values():
+        other = found.parts.get(own["against"], own)
+        assert all(set(numbers) <= set(other["splits"][protocol]) for protocol, numbers in own["splits"].items())
+    for name in collections(found): assert {run.target for run in runs_behind(name, found)} <= set(found.runs)
+
+
+def test_an_unfinished_study_without_a_first_split_is_refused():
+    plan = Plan("study", read_profile("study"))
+    plan.kept = lambda run: run.protocol == "paper"
+    with pytest.raises(ValueError, match="No split of profile study is finished"): so_far(plan)
