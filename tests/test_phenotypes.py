@@ -268,3 +268,16 @@ def test_collected_means_are_plain_balanced_accuracies(study):
     table = phenotype_scores(both, n_resamples=10).query("metric == 'balanced_accuracy'")
     assert table["mean"].tolist() == pytest.approx([np.mean(recalls), np.mean(recalls), 0.0])
     assert table["verdict"].tolist() == ["", "", "tie"]
+
+
+@pytest.mark.parametrize("slope, accepted", [(1e-6, True), (1e-2, False)])
+def test_a_search_that_gets_no_further_is_finished_only_where_the_loss_is_flat(monkeypatch, slope, accepted):
+    from scipy.optimize import OptimizeResult
+
+    from ssl_expr import survival
+    stuck = OptimizeResult(x=np.zeros(1), jac=np.array([slope]), success=False, message="ABNORMAL")
+    monkeypatch.setattr(survival, "minimize", lambda *_, **__: stuck)
+    ask = dict(X=np.ones((3, 1)), days=np.arange(1., 4), died=np.ones(3, bool), groups=np.zeros(3), penalty=1.0)
+    if accepted: assert (survival.fit_cox(**ask) == 0).all()
+    else:
+        with pytest.raises(ValueError, match="did not converge: ABNORMAL"): survival.fit_cox(**ask)
