@@ -69,12 +69,12 @@ def partial_loss(
     "Minus the log partial likelihood (deaths on the same day as Breslow has them), and its gradient by the risks."
     loss, gradient = 0.0, np.zeros(len(risk))
     for rows, last, died in sets:
-        eta = risk[rows] - risk[rows].max()
-        weight = np.exp(eta)
-        at_risk = np.cumsum(weight)[last]
-        loss -= (eta - np.log(at_risk))[died].sum()
-        per_death = np.bincount(last[died], 1/at_risk[died], minlength=len(rows))
-        gradient[rows] = weight*np.cumsum(per_death[::-1])[::-1] - died
+        eta = risk[rows]
+        log_at_risk = np.logaddexp.accumulate(eta)[last]  # in logarithms: a risk may be far above all others
+        loss -= (eta - log_at_risk)[died].sum()
+        log_per_death = np.full(len(rows), -np.inf)
+        np.logaddexp.at(log_per_death, last[died], -log_at_risk[died])
+        gradient[rows] = np.exp(eta + np.logaddexp.accumulate(log_per_death[::-1])[::-1]) - died
     return float(loss), gradient
 
 # %% ../nbs/58_survival.ipynb #cell-19

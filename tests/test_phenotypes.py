@@ -281,3 +281,16 @@ def test_a_search_that_gets_no_further_is_finished_only_where_the_loss_is_flat(m
     if accepted: assert (survival.fit_cox(**ask) == 0).all()
     else:
         with pytest.raises(ValueError, match="did not converge: ABNORMAL"): survival.fit_cox(**ask)
+
+
+def test_a_risk_far_above_all_others_leaves_loss_and_slope_finite():
+    "A unit that is all but silent in training can be huge elsewhere once it is standardised."
+    from scipy.special import logsumexp
+
+    from ssl_expr.survival import partial_loss, risk_sets
+    risk, days, died = np.array([2000.0, 1.0, -1.0, 0.5]), np.arange(1.0, 5), np.ones(4, bool)
+    loss, gradient = partial_loss(risk, risk_sets(days, died, np.zeros(4)))
+    assert loss == pytest.approx(sum(logsumexp(risk[i:]) - risk[i] for i in range(4)))
+    shares = [np.exp(risk[i:] - logsumexp(risk[i:])) for i in range(4)]
+    want = [sum(shares[i][k - i] for i in range(k + 1)) - 1 for k in range(4)]
+    assert gradient == pytest.approx(np.array(want), abs=1e-12)
