@@ -70,7 +70,7 @@ def pretrain_or_not(tables:Tables)->str:
     "Should I pretrain? Yes, only against scratch, no, or not shown."
     over = {arm: gain(tables, METRIC, arm) for arm in METHODS}
     best = best_linear(tables, METRIC)
-    gained = ", ".join(label(arm) for arm, number in over.items() if number.side() > 0)
+    gained = winners(in_every_way(tables, METRIC, "scratch"))
     if won := winners(in_every_way(tables, METRIC)):
         answer = f"Yes: with few labels {won} is surely better than {named(best)}."
     elif gained:
