@@ -72,9 +72,9 @@ def pretrain_or_not(tables:Tables)->str:
     best = best_linear(tables, METRIC)
     gained = winners(in_every_way(tables, METRIC, "scratch"))
     if won := winners(in_every_way(tables, METRIC)):
-        answer = f"Yes: with few labels {won} is surely better than {named(best)}."
+        answer = f"Yes: with few labels surely better than {named(best)}: {won}."
     elif gained:
-        answer = (f"Only if it has to be this network: {gained} is surely better than scratch, but nothing pretrained, "
+        answer = (f"Only if it has to be this network. Surely better than scratch: {gained}. But nothing pretrained, "
                   f"however it was used, is surely better than {named(best)}.")
     elif all(number.side() < 0 for number in over.values()): answer = "No: with few labels it does harm."
     else: answer = "Not shown: with few labels no method is surely better than scratch."
