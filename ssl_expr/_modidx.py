@@ -74,6 +74,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.claims.sentences': ('claims.html#sentences', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.shortcut': ('claims.html#shortcut', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.survival': ('claims.html#survival', 'ssl_expr/claims.py'),
+                                 'ssl_expr.claims.tenfold_unfreezing': ('claims.html#tenfold_unfreezing', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.threshold': ('claims.html#threshold', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.uniform_beats_marginal': ('claims.html#uniform_beats_marginal', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.variants': ('claims.html#variants', 'ssl_expr/claims.py'),

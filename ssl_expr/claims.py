@@ -9,9 +9,10 @@ __all__ = ['METHODS', 'VARIANTS', 'TENFOLD', 'TABLES', 'FEW', 'PAPER_SIZE', 'WAY
            'variants', 'at_ten_times_the_rate', 'repeats', 'few_labels', 'sentences', 'gain_at_few_labels', 'saved',
            'labels_saved', 'compared_at', 'each', 'frozen_is_poor', 'at_shapes', 'scarf_gains_most',
            'vime_loses_when_wide', 'dimensions_used', 'collapse_order', 'contrast', 'threshold',
-           'corruption_keeps_labels', 'uniform_beats_marginal', 'fine_tune_unfrozen', 'leads', 'vime_with_caution',
-           'linear_first', 'other_phenotypes', 'survival', 'shortcut', 'faster_scratch', 'rate_decides',
-           'whole_protocol', 'results', 'recommendations', 'our_advice', 'claims', 'examine', 'claims_table']
+           'corruption_keeps_labels', 'uniform_beats_marginal', 'tenfold_unfreezing', 'fine_tune_unfrozen', 'leads',
+           'vime_with_caution', 'linear_first', 'other_phenotypes', 'survival', 'shortcut', 'faster_scratch',
+           'rate_decides', 'whole_protocol', 'results', 'recommendations', 'our_advice', 'claims', 'examine',
+           'claims_table']
 
 # %% ../nbs/85_claims.ipynb #cell-04
 from collections.abc import Callable, Iterable
@@ -22,15 +23,15 @@ from typing import Any
 import pandas as pd
 
 from .report import LINEAR, count, in_order, in_words, label
-from .verdicts import (FAILS, HOLDS, OPEN, Interval, NotRun, Tables, all_of, any_of, interval, percent, select,
-                               share_of, tie_or_not)
+from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, all_of, any_of, interval, percent,
+                               select, share_of, tie_or_not)
 
 # %% ../nbs/85_claims.ipynb #cell-05
 @dataclass(frozen=True)
 class Finding:
     "What the tables say about one claim."
     measured:str             # with its interval
-    verdict:str              # HOLDS, FAILS or OPEN
+    verdict:str              # HOLDS, FAILS, OPEN or UNKNOWN
     why:str                  # sentences made of numbers
     number:Interval|None=None   # the one that decides, where it is one
 
@@ -153,7 +154,7 @@ def repeats(tables:Tables, part:str="main", name:str="gains", **where:Any)->str:
     return (f"{count(splits, 'split')}, {count(times, 'repeat')} each"
             + ("; the luck of the single split is not in the interval" if splits == 1 else "") + ".")
 
-def few_labels()->str: return f"fractions up to {percent(FEW)}"
+def few_labels()->str: return f"with at most {percent(FEW)} of the labels"
 def sentences(*parts:str)->str: return " ".join(part for part in parts if part)
 
 # %% ../nbs/85_claims.ipynb #cell-15
@@ -163,7 +164,7 @@ def gain_at_few_labels(
     "Does fine-tuning it beat the same network from scratch at few labels?"
     def judge(tables:Tables, metric:str)->Finding:
         found = gain(tables, metric, arm)
-        return Finding(f"mean gain in {in_words(metric)} {found}, {few_labels()}", all_of(found.side()),
+        return Finding(f"mean gain in {in_words(metric)} {found} {few_labels()}", all_of(found.side()),
                        sentences(f"Against scratch: {tie_or_not(found)}.", beside(tables, metric, arm),
                                  variants(tables, metric, arm), at_ten_times_the_rate(tables, metric, arm),
                                  repeats(tables, arm=arm)), found)
@@ -350,13 +351,19 @@ def uniform_beats_marginal(tables:Tables, metric:str)->Finding:
         score = {arm: interval(select(dict(replacement=rows), "replacement", arm=arm), "mean")
                  for arm in (*arms, "scratch")}
         found, each_one = score[arms[0]] - score[arms[1]], {label(arm): score[arm] - score["scratch"] for arm in arms}
-    return Finding(f"uniform minus marginal: {found} in {in_words(metric)} over {few_labels()}", all_of(found.side()),
+    return Finding(f"uniform minus marginal: {found} in {in_words(metric)} {few_labels()}", all_of(found.side()),
                    sentences(f"{tie_or_not(found).capitalize()}.", f"Against scratch: {each(each_one)}.",
                              repeats(tables, "main", "replacement", arm=list(arms))), found)
 
 # %% ../nbs/85_claims.ipynb #cell-32
 TRANSFERS = ("unseen-cohorts", "tcga-to-gtex", "gtex-to-tcga")
 DATA_PARTS = ("main", "organs", *TRANSFERS, "colorectal")
+
+def tenfold_unfreezing(tables:Tables, metric:str)->str:
+    "The same difference where every arm was fine-tuned at ten times the paper's rate."
+    try: found = {label(arm): -gain(tables, metric, arm, arm, 1.0, TENFOLD, "frozen") for arm in METHODS}
+    except NotRun: return ""
+    return f"At ten times the paper's rate, all shares: {each(found)}."
 
 def fine_tune_unfrozen(tables:Tables, metric:str)->Finding:
     "Is fine-tuning the whole network better than training a head only?"
@@ -365,8 +372,8 @@ def fine_tune_unfrozen(tables:Tables, metric:str)->Finding:
         except NotRun: return gain(tables, metric, arm, upto=upto) - gain(tables, metric, arm, upto=upto, mode="frozen")
     found, few = ({label(arm): unfreezing(arm, upto) for arm in METHODS} for upto in (1.0, FEW))
     return Finding(f"unfrozen minus frozen, all fractions: {each(found)}", all_of(*(n.side() for n in found.values())),
-                   sentences(f"Over {few_labels()}: {each(few)}.", at_ten_times_the_rate(tables, metric, "vime"),
-                             repeats(tables, mode="frozen")))
+                   sentences(f"{few_labels().capitalize()}: {each(few)}.",
+                             tenfold_unfreezing(tables, metric), repeats(tables, mode="frozen")))
 
 def leads(
     arm:str,
@@ -468,7 +475,7 @@ def shortcut(
                        sentences(f"On the {elsewhere}: {other}.",
                                  f"Mean of {arms} over {count(rows['fraction'].nunique(), 'fraction')}, against part "
                                  f"{rows['against'].iloc[0]}.",
-                                 "In pairs." if paired else "Other test samples, so not in pairs.",
+                                 "Paired." if paired else "Other test samples, so not paired.",
                                  repeats(dict(shortcuts=rows), part, "shortcuts")), found)
     return judge
 
@@ -479,7 +486,7 @@ def faster_scratch(tables:Tables, metric:str)->Finding:
     if few.empty: raise NotRun("no small fraction")
     found = interval(few)
     return Finding(f"{found} in {in_words(metric)}, {few_labels()}", all_of(found.side()),
-                   sentences(f"With all labels: {interval(full)}. In pairs.",
+                   sentences(f"With all labels: {interval(full)}. Paired.",
                              repeats(dict(shortcuts=rows), TENFOLD, "shortcuts")), found)
 
 def rate_decides(
@@ -606,7 +613,7 @@ def claims()->list[Claim]:
 
 # %% ../nbs/85_claims.ipynb #cell-40
 METRIC, PAPER_METRIC = "balanced_accuracy", "accuracy"
-NOT_RUN = "Not run in this profile, or not finished."
+NOT_RUN = "Not in this profile, or not finished."
 
 def examine(
     claim:Claim,
@@ -614,9 +621,9 @@ def examine(
     metric:str=METRIC,
     second:str=PAPER_METRIC,   # whose verdict is said where it differs
 )->Finding:
-    "Judge one claim; where the numbers are missing, it cannot be told."
+    "Judge one claim, if its numbers are there."
     try: found = claim.judge(tables, metric)
-    except NotRun: return Finding("–", OPEN, NOT_RUN)
+    except NotRun: return Finding("–", UNKNOWN, NOT_RUN)
     try: other = claim.judge(tables, second)
     except NotRun: return found
     if other.verdict == found.verdict: return found

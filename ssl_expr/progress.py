@@ -84,6 +84,8 @@ def _whose(
     "How a reader calls what a run belongs to."
     part = "" if run.part == "main" else run.part
     if part and part not in parts: return part
-    if run.experiment in (*QUESTIONS, "geometry"): return f"{part} {run.experiment.replace('_', ' ')}".strip()
+    if run.experiment in (*QUESTIONS, "geometry"):
+        some = parts[run.part].get(run.experiment, {}).get("splits")
+        return f"{part} {run.experiment.replace('_', ' ')}{f' on split {run.split}' if some else ''}".strip()
     there = run.split in parts[run.part]["splits"].get(run.protocol, [])
     return f"{part} {'arm ' + run.arm if there and run.arm else f'{run.protocol} split {run.split}'}".strip()

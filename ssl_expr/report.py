@@ -310,7 +310,8 @@ def describe(
     return (f"Data: {runs['dataset']} ({runs['profile']} profile), {' and '.join(protocols)} protocol; in the first "
             f"split {rows['pretrain']:,} samples for pretraining, {rows['train'] + rows['validation']:,} labelled "
             "ones for "
-            f"fine-tuning (training and validation) and {rows['test']:,} for testing. {describe_intervals(curves)}")
+            f"fine-tuning (training and validation) and {rows['test']:,} for testing. "
+            f"A share of the labels is one of every class, rounded up. {describe_intervals(curves)}")
 
 # %% ../nbs/70_report.ipynb #cell-23
 def describe_intervals(

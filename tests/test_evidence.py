@@ -16,7 +16,7 @@ from ssl_expr.report import read_runs
 from ssl_expr.run import declared
 from ssl_expr.savings import gain_area
 from ssl_expr.study import COLLECTIONS, Plan, read_profile, tables_read
-from ssl_expr.verdicts import FAILS, HOLDS, OPEN, Interval, all_of, any_of, read_tables, share_of
+from ssl_expr.verdicts import FAILS, HOLDS, OPEN, UNKNOWN, Interval, all_of, any_of, read_tables, share_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLAIMS = {claim.key: claim for claim in claims()}
@@ -303,7 +303,7 @@ def test_paired_differences_are_used_where_there_are_any():
 
 def test_without_tables_nothing_can_be_told_and_the_reason_is_said():
     table = claims_table({})
-    assert set(table["verdict"]) == {OPEN} and set(table["why"]) == {NOT_RUN}
+    assert set(table["verdict"]) == {UNKNOWN} and set(table["why"]) == {NOT_RUN}
     assert table["key"].is_unique and table["rule"].str.len().min() > 20 and table["figure"].str.len().min() > 0
 
 
@@ -312,7 +312,7 @@ def test_a_part_that_was_not_run_leaves_its_claim_open_and_the_others_alone(coll
     tables = read_tables(collected, TABLES)
     less = {name: table[table["part"] != part] for name, table in tables.items()}
     whole, lacking = (claims_table(found).set_index("key") for found in (tables, less))
-    assert whole["why"][key] != NOT_RUN and lacking["why"][key] == NOT_RUN and lacking["verdict"][key] == OPEN
+    assert whole["why"][key] != NOT_RUN and lacking["why"][key] == NOT_RUN and lacking["verdict"][key] == UNKNOWN
     assert lacking["verdict"]["few-labels-scarf"] == whole["verdict"]["few-labels-scarf"]
 
 
