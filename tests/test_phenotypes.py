@@ -270,17 +270,14 @@ def test_collected_means_are_plain_balanced_accuracies(study):
     assert table["verdict"].tolist() == ["", "", "tie"]
 
 
-@pytest.mark.parametrize("slope, accepted", [(1e-6, True), (1e-2, False)])
-def test_a_search_that_gets_no_further_is_finished_only_where_the_loss_is_flat(monkeypatch, slope, accepted):
+def test_a_search_that_gets_stuck_is_refused(monkeypatch):
     from scipy.optimize import OptimizeResult
 
     from ssl_expr import survival
-    stuck = OptimizeResult(x=np.zeros(1), jac=np.array([slope]), success=False, message="ABNORMAL")
+    stuck = OptimizeResult(x=np.zeros(1), jac=np.array([1e-2]), success=False, message="ABNORMAL")
     monkeypatch.setattr(survival, "minimize", lambda *_, **__: stuck)
-    ask = dict(X=np.ones((3, 1)), days=np.arange(1., 4), died=np.ones(3, bool), groups=np.zeros(3), penalty=1.0)
-    if accepted: assert (survival.fit_cox(**ask) == 0).all()
-    else:
-        with pytest.raises(ValueError, match="did not converge: ABNORMAL"): survival.fit_cox(**ask)
+    with pytest.raises(ValueError, match="did not converge: ABNORMAL"):
+        survival.fit_cox(np.ones((3, 1)), np.arange(1., 4), np.ones(3, bool), np.zeros(3), penalty=1.0)
 
 
 def test_a_risk_far_above_all_others_leaves_loss_and_slope_finite():
