@@ -545,6 +545,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.report.draw_curves': ('report.html#draw_curves', 'ssl_expr/report.py'),
                                  'ssl_expr.report.draw_table': ('report.html#draw_table', 'ssl_expr/report.py'),
                                  'ssl_expr.report.freeze': ('report.html#freeze', 'ssl_expr/report.py'),
+                                 'ssl_expr.report.idle': ('report.html#idle', 'ssl_expr/report.py'),
                                  'ssl_expr.report.in_order': ('report.html#in_order', 'ssl_expr/report.py'),
                                  'ssl_expr.report.in_words': ('report.html#in_words', 'ssl_expr/report.py'),
                                  'ssl_expr.report.label': ('report.html#label', 'ssl_expr/report.py'),

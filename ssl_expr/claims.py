@@ -472,7 +472,7 @@ def shortcut(
         scores, change = interval(rows[~gains]), interval(rows[gains])
         found, where, other, elsewhere = scores, "scores", change, "gain over scratch"
         if of_gain: found, where, other, elsewhere = other, elsewhere, found, where
-        arms = ", ".join(label(arm) for arm in dict.fromkeys(rows.loc[~gains, "arm"]))
+        arms = ", ".join(named(arm) for arm in dict.fromkeys(rows.loc[~gains, "arm"]))
         paired = rows["paired"].astype(str).eq("True").all()
         return Finding(f"on the {where} {found}, {in_words(metric)}, mean over fractions",
                        all_of(-found.side() if lowers else found.side()),

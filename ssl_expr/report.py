@@ -6,9 +6,9 @@
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
            'METRIC_WORDS', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label', 'in_order', 'in_words',
            'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below', 'best_linear', 'shares',
-           'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count', 'describe',
-           'describe_intervals', 'shortened', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table',
-           'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
+           'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count', 'idle',
+           'describe', 'describe_intervals', 'shortened', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns',
+           'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
@@ -300,17 +300,28 @@ def count(
     "A number with its noun."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
+def idle(
+    facts:dict[str, Any],   # of the prepared data
+)->int:
+    "Samples that take no part (strict): their patients validate or test. 0 where the facts do not tell."
+    rows = facts["rows"]
+    told = facts["protocol"] == "strict" and "n_fitted" in facts and not {"shortcuts", "pretrain_on"} & facts.keys()
+    if not told: return 0
+    return facts["n_samples"] - facts["n_fitted"] - rows["validation"] - rows["test"]
+
 def describe(
     runs:dict[str, Any],   # from `read_runs`
     curves:pd.DataFrame,   # the drawn rows of a table with intervals
 )->str:
     "On whom, over how many splits and repeats, and what the intervals are."
-    rows = runs["data"]["rows"]
+    rows, left = runs["data"]["rows"], idle(runs["data"])
     protocols = curves["protocol"].unique() if "protocol" in curves else [runs["data"]["protocol"]]
     return (f"Data: {runs['dataset']} ({runs['profile']} profile), {' and '.join(protocols)} protocol; in the first "
             f"split {rows['pretrain']:,} samples for pretraining, {rows['train'] + rows['validation']:,} labelled "
             "ones for "
-            f"fine-tuning (training and validation) and {rows['test']:,} for testing. "
+            f"fine-tuning (training and validation) and {rows['test']:,} for testing"
+            + (f"; kept out of pretraining: {left:,} more of patients who validate or test"
+               if left else "") + ". "
             f"A share of the labels is one of every class, rounded up. {describe_intervals(curves)}")
 
 # %% ../nbs/70_report.ipynb #cell-23

@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 
 from ssl_expr import report
+from ssl_expr.data import toy
 from ssl_expr.objective import objectives
+from ssl_expr.prepare import prepare
 from ssl_expr.run import repository
 
 KINDS = {"svg", "png", "csv", "md", "json"}
@@ -497,3 +499,14 @@ def test_a_profile_without_other_parts_and_with_one_protocol_still_has_every_fig
     captions = {name: draw(name, tmp_path/"data", tmp_path)[0] for name in NEW if name != "table_metrics"}
     assert "takes no shortcut on its own. This profile runs one protocol only." in captions["table_shortcuts"]
     assert "mRNA, subtype (500) lie below" in captions["fig_datasets"]
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(labelled_share=0.5, disjoint_pretraining=True)])
+def test_samples_without_a_part_are_counted(tmp_path, settings):
+    samples = toy(n_samples=600, n_genes=30, unlabelled=0.2)
+    samples.obs["patient"] = [f"patient {i//2}" for i in range(samples.n_obs)]   # two samples each
+    samples.write_h5ad(tmp_path/"pairs.h5ad")
+    data = prepare(str(tmp_path/"pairs.h5ad"), **settings)
+    parts = {name: len(rows) for name, rows in vars(data.split).items()}
+    left = len(data.y) - len(np.unique(np.concatenate(list(vars(data.split).values()))))
+    assert left > 0 and report.idle(data.facts | dict(rows=parts)) == left
