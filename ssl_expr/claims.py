@@ -198,11 +198,11 @@ def labels_saved(
             f"The interval {'ends below' if found.high < paper else 'reaches'} the paper's {percent(paper)}"
             + (" and holds 0." if found.low <= 0 < found.high else "."),
             beside("To come within one interval of that score: {}.", arm, part, "scratch", "best minus interval"),
-            beside(f"{named(best).capitalize()} saves {{}} against the same network.", best, part),
-            beside(f"To reach the best score of {named(best)}, {label(arm)} saves {{}}.", arm, part, best),
+            beside(f"With {named(best)}, against the same network: {{}}.", best, part),
+            beside(f"To reach the best score of {named(best)} with {label(arm)}: {{}}.", arm, part, best),
             *(beside(f"In {other}: {{}}.", arm, other) for other in others),
             repeats(tables, part, arm=arm))
-        return Finding(f"{found.shares()} of the labels to reach the best score from scratch", verdict, why, found)
+        return Finding(f"labels saved to reach the best score from scratch: {found.shares()}", verdict, why, found)
     return judge
 
 # %% ../nbs/85_claims.ipynb #cell-21
@@ -333,11 +333,12 @@ def corruption_keeps_labels(
             return contrast(tables, "corruption", metric, model | dict(corruption_rate=rate),
                             model | dict(corruption_rate=0.0))
         found = loss(used)
-        try: linear = f"Logistic regression on genes, taught by the same samples: {loss(used, 'logistic-genes')}."
-        except NotRun: linear = ""
+        try: simple = {named(arm): loss(used, arm) for arm in ("logistic-genes", "boosted-trees")}
+        except NotRun: simple = {}
         verdict = HOLDS if found.low > -margin else FAILS if found.side() < 0 else OPEN
         return Finding(f"{found} in {in_words(metric)} at a corruption rate of {used:g}, against none", verdict,
-                       sentences(f"A loss below {margin:g} counts as none.", linear,
+                       sentences(f"A loss below {margin:g} counts as none.",
+                                 f"Taught by the same samples: {each(simple)}." if simple else "",
                                  "At other rates: " + "; ".join(f"{rate:g}: {loss(rate)}" for rate in rates
                                                                 if rate not in (0, used)) + ".",
                                  repeats(dict(corruption=rows), "main", "corruption")), found)
@@ -490,7 +491,8 @@ def faster_scratch(tables:Tables, metric:str)->Finding:
     if few.empty: raise NotRun("no small fraction")
     found = interval(few)
     return Finding(f"{found} in {in_words(metric)}, {few_labels()}", all_of(found.side()),
-                   sentences(f"With all labels: {interval(full)}. Paired.",
+                   sentences(f"With all labels: {interval(full)}.",
+                             "Paired." if rows["paired"].astype(str).eq("True").all() else "Not paired.",
                              repeats(dict(shortcuts=rows), TENFOLD, "shortcuts")), found)
 
 def rate_decides(

@@ -306,11 +306,11 @@ def test_replacements_are_judged_apart():
     rows = [dict(part="main", protocol="strict", replacement=replacement, arm=arm, mode=mode, corruption_rate=rate,
                  metric=METRIC, mean=mean, low=mean - 0.003, high=mean + 0.003, **TIMES)
             for replacement, kept in (("uniform", 0.2), ("marginal", 0.89)) for rate, mean in ((0.0, 0.9), (0.3, kept))
-            for arm, mode in ((nan, "unfrozen"), ("logistic-genes", "baseline"))]
+            for arm, mode in ((nan, "unfrozen"), ("logistic-genes", "baseline"), ("boosted-trees", "baseline"))]
     found = {name: examine(CLAIMS[f"corruption-{name}"], dict(corruption=pd.DataFrame(rows)))
              for name in ("uniform", "marginal")}
     assert (found["uniform"].verdict, found["marginal"].verdict) == (FAILS, HOLDS)
-    assert "−0.700" in found["uniform"].measured and "Logistic regression on genes" in found["uniform"].why
+    assert "−0.700" in found["uniform"].measured and "logistic regression on genes −0.700" in found["uniform"].why
 
 
 def test_without_tables_nothing_can_be_told_and_the_reason_is_said():
