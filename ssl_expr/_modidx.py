@@ -538,6 +538,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.report.best_linear': ('report.html#best_linear', 'ssl_expr/report.py'),
                                  'ssl_expr.report.collected': ('report.html#collected', 'ssl_expr/report.py'),
                                  'ssl_expr.report.count': ('report.html#count', 'ssl_expr/report.py'),
+                                 'ssl_expr.report.data_name': ('report.html#data_name', 'ssl_expr/report.py'),
                                  'ssl_expr.report.describe': ('report.html#describe', 'ssl_expr/report.py'),
                                  'ssl_expr.report.describe_intervals': ('report.html#describe_intervals', 'ssl_expr/report.py'),
                                  'ssl_expr.report.draw_arrow': ('report.html#draw_arrow', 'ssl_expr/report.py'),

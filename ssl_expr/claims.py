@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from .report import LINEAR, count, in_order, in_words, label
+from .report import LINEAR, count, data_name, in_order, in_words, label
 from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, all_of, any_of, interval, percent,
                                select, share_of, tie_or_not)
 
@@ -200,7 +200,7 @@ def labels_saved(
             beside("To come within one interval of that score: {}.", arm, part, "scratch", "best minus interval"),
             beside(f"With {named(best)}, against the same network: {{}}.", best, part),
             beside(f"To reach the best score of {named(best)} with {label(arm)}: {{}}.", arm, part, best),
-            *(beside(f"In {other}: {{}}.", arm, other) for other in others),
+            *(beside(f"In {data_name(other)}: {{}}.", arm, other) for other in others),
             repeats(tables, part, arm=arm))
         return Finding(f"labels saved to reach the best score from scratch: {found.shares()}", verdict, why, found)
     return judge
@@ -397,9 +397,9 @@ def leads(
         found = {other: interval(numbers, "value") for other, numbers in table.groupby("other", sort=False)}
         ran = list(dict.fromkeys(table["part"]))
         measured = "; ".join(f"{label(arm)} minus {label(other)} {number}" for other, number in found.items())
-        return Finding(f"{measured} ({few_labels()}; {', '.join(ran)})",
+        return Finding(f"{measured} ({few_labels()}; {', '.join(map(data_name, ran))})",
                        all_of(*(number.side() for number in found.values())),
-                       sentences(*(f"On {part}: {beside(tables, metric, arm, part)}" for part in ran),
+                       sentences(*(f"On {data_name(part)}: {beside(tables, metric, arm, part)}" for part in ran),
                                  at_ten_times_the_rate(tables, metric, arm),
                                  *(at_ten_times_the_rate(tables, metric, other) for other in others)))
     return judge
@@ -408,7 +408,7 @@ def vime_with_caution(tables:Tables, metric:str)->Finding:
     "Is there a data set on which VIME loses against the network from scratch?"
     found = {}
     for part in DATA_PARTS:
-        try: found[part] = gain(tables, metric, "vime", part=part)
+        try: found[data_name(part)] = gain(tables, metric, "vime", part=part)
         except NotRun: continue
     sides = [number.side() for number in found.values()]
     return Finding(f"gain over scratch, {few_labels()}: {each(found)}", any_of(*(-side for side in sides)),

@@ -19,7 +19,7 @@ import pandas as pd
 from .claims import (DATA_PARTS, METHODS, METRIC, TABLES, TENFOLD, best_linear, claims_table, compared_at,
                              few_labels, gain, in_every_way, named, saved, versus, winners)
 from .files import write_atomic
-from .report import count, in_words, label, markdown_table, read_runs
+from .report import count, data_name, in_words, label, markdown_table, read_runs
 from .verdicts import FAILS, HOLDS, OPEN, UNKNOWN, NotRun, Tables, read_tables, select
 
 # %% ../nbs/87_findings.ipynb #cell-06
@@ -156,7 +156,7 @@ def elsewhere(tables:Tables)->str:
     for part in DATA_PARTS:
         try:
             best = best_linear(tables, METRIC, part)
-            row = {"data": part, "best linear model": f"{gain(tables, METRIC, best, part=part)}"}
+            row = {"data": data_name(part), "best linear model": f"{gain(tables, METRIC, best, part=part)}"}
             for arm in METHODS:
                 side = versus(tables, METRIC, arm, best, part=part).side()
                 row[label(arm)] = f"{gain(tables, METRIC, arm, part=part)} {'=+−'[side]}"

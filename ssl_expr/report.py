@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
-           'METRIC_WORDS', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'LIMIT', 'ByArm', 'label', 'in_order', 'in_words',
-           'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below', 'best_linear', 'shares',
-           'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count', 'idle',
-           'describe', 'describe_intervals', 'shortened', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns',
-           'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
+           'METRIC_WORDS', 'SIGNS', 'LINEAR', 'PAPER_THRESHOLD', 'MEASURED', 'SPELLED', 'LIMIT', 'ByArm', 'label',
+           'in_order', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks', 'legend_below',
+           'best_linear', 'shares', 'standing', 'collected', 'read', 'read_runs', 'of_protocol', 'remark',
+           'write_caption', 'count', 'data_name', 'idle', 'describe', 'describe_intervals', 'shortened', 'tally',
+           'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table', 'markdown_table', 'save_table', 'draw_box',
+           'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
 import io
 import json
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -299,6 +300,19 @@ def count(
 )->str:          # "1 split", "3 splits"
     "A number with its noun."
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+MEASURED = {"tcga-mirna": "miRNA", "rnaseqdb": "mRNA", "coadread": "mRNA"}
+SPELLED = dict(tcga="TCGA", gtex="GTEx", **{"-to-": " → ", "-": " ", "cancer_type": "cancer types"})
+
+def data_name(
+    part:str,                  # of the study
+    facts:Mapping[str, Any]={},   # of its data; empty: not at hand
+)->str:                        # "miRNA, cancer types"; "TCGA → GTEx"
+    "What was measured, where that is known, and the part's name, or the label of the main comparison."
+    name = facts.get("label", "main comparison") if part == "main" else part
+    for written, spelled in SPELLED.items(): name = name.replace(written, spelled)
+    dataset = facts.get("dataset")
+    return f"{MEASURED.get(dataset, dataset)}, {name}" if dataset else name
 
 def idle(
     facts:dict[str, Any],   # of the prepared data
