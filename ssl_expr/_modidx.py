@@ -65,6 +65,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.claims.named': ('claims.html#named', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.other_phenotypes': ('claims.html#other_phenotypes', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.our_advice': ('claims.html#our_advice', 'ssl_expr/claims.py'),
+                                 'ssl_expr.claims.pairing': ('claims.html#pairing', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.rate_decides': ('claims.html#rate_decides', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.recommendations': ('claims.html#recommendations', 'ssl_expr/claims.py'),
                                  'ssl_expr.claims.repeats': ('claims.html#repeats', 'ssl_expr/claims.py'),

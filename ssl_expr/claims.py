@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'VARIANTS', 'TENFOLD', 'TABLES', 'FEW', 'PAPER_SIZE', 'WAY
            'labels_saved', 'compared_at', 'each', 'frozen_is_poor', 'at_shapes', 'scarf_gains_most',
            'vime_loses_when_wide', 'dimensions_used', 'collapse_order', 'contrast', 'threshold',
            'corruption_keeps_labels', 'uniform_beats_marginal', 'tenfold_unfreezing', 'fine_tune_unfrozen', 'leads',
-           'vime_with_caution', 'linear_first', 'other_phenotypes', 'survival', 'shortcut', 'faster_scratch',
+           'vime_with_caution', 'linear_first', 'other_phenotypes', 'survival', 'pairing', 'shortcut', 'faster_scratch',
            'rate_decides', 'whole_protocol', 'results', 'recommendations', 'our_advice', 'claims', 'examine',
            'claims_table']
 
@@ -457,6 +457,10 @@ def survival(tables:Tables, metric:str)->Finding:
                    f"Concordance: {level}. {first['n_patients']:,} patients, {first['n_events']:,} deaths, "
                    f"{count(int(first['n_splits']), 'split')}.")
 
+def pairing(rows:pd.DataFrame)->str:
+    "Were both sides of a shortcut tested on the same samples?"
+    return "Paired." if rows["paired"].astype(str).eq("True").all() else "Other test samples, so not paired."
+
 def shortcut(
     part:str,           # of the study
     of_gain:bool=False, # True: what it does to the gain of pretraining, else to the scores
@@ -474,13 +478,12 @@ def shortcut(
         found, where, other, elsewhere = scores, "scores", change, "gain over scratch"
         if of_gain: found, where, other, elsewhere = other, elsewhere, found, where
         arms = ", ".join(named(arm) for arm in dict.fromkeys(rows.loc[~gains, "arm"]))
-        paired = rows["paired"].astype(str).eq("True").all()
         return Finding(f"on the {where} {found}, {in_words(metric)}, mean over fractions",
                        all_of(-found.side() if lowers else found.side()),
                        sentences(f"On the {elsewhere}: {other}.",
                                  f"Mean of {arms} over {count(rows['fraction'].nunique(), 'fraction')}, against part "
                                  f"{rows['against'].iloc[0]}.",
-                                 "Paired." if paired else "Other test samples, so not paired.",
+                                 pairing(rows),
                                  repeats(dict(shortcuts=rows), part, "shortcuts")), found)
     return judge
 
@@ -491,8 +494,7 @@ def faster_scratch(tables:Tables, metric:str)->Finding:
     if few.empty: raise NotRun("no small fraction")
     found = interval(few)
     return Finding(f"{found} in {in_words(metric)}, {few_labels()}", all_of(found.side()),
-                   sentences(f"With all labels: {interval(full)}.",
-                             "Paired." if rows["paired"].astype(str).eq("True").all() else "Not paired.",
+                   sentences(f"With all labels: {interval(full)}.", pairing(rows),
                              repeats(dict(shortcuts=rows), TENFOLD, "shortcuts")), found)
 
 def rate_decides(
