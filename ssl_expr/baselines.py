@@ -25,12 +25,12 @@ from .splits import Split
 
 # %% ../nbs/50_baselines.ipynb #cell-06
 class TunedLogistic(ClassifierMixin, BaseEstimator):
-    "Logistic regression (L2); C by inner cross-validation where every class has a sample per fold, else `default_C`."
+    "Logistic regression (L2) with classes of equal weight; C by inner cross-validation, or `default_C` if a class has one sample."
     def __init__(
         self,
-        grid: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.), # values of C to choose from
-        default_C: float = 1e-2,  # where a class has fewer samples than folds
-        folds: int = 3,           # of the inner cross-validation
+        grid: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10.), # values of C to choose from
+        default_C: float = 1.,    # where a class has one sample; scikit-learn's default
+        folds: int = 3,           # of the inner cross-validation, at most
         max_iter: int = 10_000,   # enough for the weakest penalty to converge
         random_state: int = 0,    # of the folds
     ):
@@ -39,9 +39,10 @@ class TunedLogistic(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> "TunedLogistic":
         "Choose C on these rows, then fit on all of them."
-        model = LogisticRegression(C=self.default_C, max_iter=self.max_iter)
-        if np.unique(y, return_counts=True)[1].min() >= self.folds:
-            parts = StratifiedKFold(self.folds, shuffle=True, random_state=self.random_state)
+        model = LogisticRegression(C=self.default_C, class_weight="balanced", max_iter=self.max_iter)
+        folds = min(self.folds, np.unique(y, return_counts=True)[1].min())
+        if folds > 1:
+            parts = StratifiedKFold(folds, shuffle=True, random_state=self.random_state)
             search = GridSearchCV(model, {"C": list(self.grid)}, scoring="neg_log_loss", cv=parts)
             model = search.fit(X, y).best_estimator_
         else: model.fit(X, y)

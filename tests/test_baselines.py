@@ -66,7 +66,7 @@ def test_logistic_pca_is_pca_on_the_pretraining_rows_and_a_logistic_regression(p
     run = plan_runs(y, split, [1.0], 1)[0]
     rows = np.concatenate([run.train, run.validation])
     C = TunedLogistic(random_state=run.seed).fit(pca.transform(X[rows]), y[rows]).C_
-    by_hand = LogisticRegression(C=C, max_iter=10_000).fit(pca.transform(X[rows]), y[rows])
+    by_hand = LogisticRegression(C=C, class_weight="balanced", max_iter=10_000).fit(pca.transform(X[rows]), y[rows])
     table = fit_baseline("logistic-pca", X, y, split, [1.0], 1)
     np.testing.assert_allclose(table[PROBABILITIES], by_hand.predict_proba(pca.transform(X[split.test])), atol=1e-6)
 
@@ -77,7 +77,17 @@ def test_the_penalty_is_chosen_inside_the_labels_and_matters(problem):
     noise = rng.permutation(y)
     assert TunedLogistic().fit(X, y).C_ > TunedLogistic().fit(X, noise).C_, "labels at random call for a strong penalty"
     few = np.concatenate([np.flatnonzero(y == c)[:2] for c in range(C)])
-    assert TunedLogistic(default_C=0.07).fit(X[few], y[few]).C_ == 0.07
+    assert TunedLogistic(default_C=0.07).fit(X[few], y[few]).C_ != 0.07, "two samples of a class make two folds"
+    assert TunedLogistic(default_C=0.07).fit(X[few[:-1]], y[few[:-1]]).C_ == 0.07, "a single sample makes none"
+
+
+def test_logistic_regression_weighs_every_class_alike(problem):
+    X, y, _ = problem
+    copies = np.concatenate([np.arange(N), np.repeat(np.flatnonzero(y == 0), 2)]) # the largest class, three times
+    once, thrice = (TunedLogistic(folds=1, default_C=0.01).fit(X[rows], y[rows]) for rows in (np.arange(N), copies))
+    recall = lambda model: [(model.predict(X[y == c]) == c).mean() for c in range(C)]
+    assert min(recall(once)) > 0.5
+    np.testing.assert_allclose(recall(once), recall(thrice), atol=0.1)
 
 
 def moves_with_test_rows(predict, X, y, split):
