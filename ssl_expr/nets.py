@@ -72,12 +72,14 @@ def embed(
 
 # %% ../nbs/20_nets.ipynb #cell-std1
 def standardised(
-    Z: Tensor,         # (N, H) embedding
-    rows: np.ndarray,  # rows that may be learned from
-) -> Tensor:           # (N, H)
-    "Every unit with mean 0 and deviation 1 on `rows`."
+    Z: Tensor,          # (N, H) embedding
+    rows: np.ndarray,   # rows that may be learned from
+    floor: float = 1e-3,  # smallest deviation that is scaled up to 1, as a share of the largest unit's
+) -> Tensor:            # (N, H)
+    "Every unit with mean 0 and deviation 1 on `rows`, but a unit that hardly moves there stays small."
     seen = Z[torch.as_tensor(rows)]
-    return (Z - seen.mean(0))/seen.std(0).clamp_min(1e-6)
+    spread = seen.std(0)
+    return (Z - seen.mean(0))/spread.clamp_min(floor*spread.max().clamp_min(1e-6))
 
 # %% ../nbs/20_nets.ipynb #cell-21
 def mlp(
