@@ -25,7 +25,7 @@ from .splits import Split
 
 # %% ../nbs/50_baselines.ipynb #cell-06
 class TunedLogistic(ClassifierMixin, BaseEstimator):
-    "Logistic regression (L2) with classes of equal weight; C by inner cross-validation, or `default_C` if a class has one sample."
+    "Logistic regression (L2), classes of equal weight; C by cross-validation, `default_C` if a class has one sample."
     def __init__(
         self,
         grid: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10.), # values of C to choose from

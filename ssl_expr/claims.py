@@ -9,10 +9,10 @@ __all__ = ['METHODS', 'VARIANTS', 'TENFOLD', 'TABLES', 'FEW', 'PAPER_SIZE', 'WAY
            'variants', 'at_ten_times_the_rate', 'repeats', 'few_labels', 'sentences', 'gain_at_few_labels', 'saved',
            'labels_saved', 'compared_at', 'each', 'frozen_is_poor', 'at_shapes', 'scarf_gains_most',
            'vime_loses_when_wide', 'dimensions_used', 'collapse_order', 'contrast', 'threshold',
-           'corruption_keeps_labels', 'uniform_beats_marginal', 'tenfold_unfreezing', 'fine_tune_unfrozen', 'leads',
-           'vime_with_caution', 'linear_first', 'other_phenotypes', 'survival', 'pairing', 'shortcut', 'faster_scratch',
-           'rate_decides', 'whole_protocol', 'results', 'recommendations', 'our_advice', 'claims', 'examine',
-           'claims_table']
+           'corruption_keeps_labels', 'uniform_beats_marginal', 'unfreezing', 'tenfold_unfreezing',
+           'fine_tune_unfrozen', 'leads', 'vime_with_caution', 'linear_first', 'other_phenotypes', 'survival',
+           'pairing', 'shortcut', 'faster_scratch', 'rate_decides', 'whole_protocol', 'results', 'recommendations',
+           'our_advice', 'claims', 'examine', 'claims_table']
 
 # %% ../nbs/85_claims.ipynb #cell-04
 from collections.abc import Callable, Iterable
@@ -364,18 +364,18 @@ def uniform_beats_marginal(tables:Tables, metric:str)->Finding:
 TRANSFERS = ("unseen-cohorts", "tcga-to-gtex", "gtex-to-tcga")
 DATA_PARTS = ("main", "organs", *TRANSFERS, "colorectal")
 
+def unfreezing(tables:Tables, metric:str, upto:float, part:str="main")->dict[str, Interval]:
+    "By method: the whole network fine-tuned minus its frozen encoder, paired."
+    return {label(arm): -gain(tables, metric, arm, arm, upto, part, "frozen") for arm in METHODS}
+
 def tenfold_unfreezing(tables:Tables, metric:str)->str:
     "The same difference where every arm was fine-tuned at ten times the paper's rate."
-    try: found = {label(arm): -gain(tables, metric, arm, arm, 1.0, TENFOLD, "frozen") for arm in METHODS}
+    try: return f"At ten times the paper's rate, all shares: {each(unfreezing(tables, metric, 1.0, TENFOLD))}."
     except NotRun: return ""
-    return f"At ten times the paper's rate, all shares: {each(found)}."
 
 def fine_tune_unfrozen(tables:Tables, metric:str)->Finding:
     "Is fine-tuning the whole network better than training a head only?"
-    def unfreezing(arm:str, upto:float)->Interval:
-        try: return -gain(tables, metric, arm, arm, upto, mode="frozen")
-        except NotRun: return gain(tables, metric, arm, upto=upto) - gain(tables, metric, arm, upto=upto, mode="frozen")
-    found, few = ({label(arm): unfreezing(arm, upto) for arm in METHODS} for upto in (1.0, FEW))
+    found, few = (unfreezing(tables, metric, upto) for upto in (1.0, FEW))
     return Finding(f"unfrozen minus frozen, all fractions: {each(found)}", all_of(*(n.side() for n in found.values())),
                    sentences(f"{few_labels().capitalize()}: {each(few)}.",
                              tenfold_unfreezing(tables, metric), repeats(tables, mode="frozen")))

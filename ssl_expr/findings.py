@@ -27,7 +27,7 @@ def link(figure:str, folder:str)->str: return f"[{figure}]({folder}/{figure}.md)
 
 def what_is_missing(runs:dict[str, Any])->str:
     "A sentence on what the study has not finished yet; empty if it has."
-    return f"Still to be computed: {', '.join(runs['unfinished'])}." if runs.get("unfinished") else ""
+    return f"Still to be computed: {', '.join(map(data_name, runs['unfinished']))}." if runs.get("unfinished") else ""
 
 SHADES = {HOLDS: "#D9EFE4", FAILS: "#FADCCB", OPEN: "#EEEEEE", UNKNOWN: "#FFFFFF"}   # verdict -> background of its cell
 

@@ -14,6 +14,13 @@ from .study import QUESTIONS, Plan, PlannedRun
 # %% ../nbs/76_progress.ipynb #cell-06
 COMPARED = ("prepare", "pretrain", "label_curve", "linear_probe", "baselines")
 
+def _on(
+    own:dict[str, Any],            # of a part
+    splits:dict[str, list[int]],   # protocol -> numbers
+)->dict[str, Any]:
+    "The part on these splits; a protocol without any is gone."
+    return own | dict(splits={protocol: numbers for protocol, numbers in splits.items() if numbers})
+
 def _finished(
     plan:Plan,
     part:str,
@@ -33,8 +40,7 @@ def _finished(
         lacking = {run.split for run in runs if not plan.kept(run)}
         done = sorted({run.split for run in runs} - lacking)
         return own[question] | dict(splits=done) if done else {}
-    return own | {question: asked(question) for question in QUESTIONS} | dict(
-        splits={protocol: numbers for protocol, numbers in splits.items() if numbers},
+    return _on(own, splits) | {question: asked(question) for question in QUESTIONS} | dict(
         replacement_arms=[arm for arm in own["replacement_arms"] if arm not in dropped],
         arms={arm: recipe for arm, recipe in own["arms"].items() if arm not in dropped})
 
@@ -43,10 +49,9 @@ def _in_common(
     other:dict[str, Any],  # of the part that it is compared with
 )->dict[str, Any]:         # empty: they have no split in common
     "The part with the splits that both have."
-    splits = {protocol: [split for split in numbers if split in other["splits"].get(protocol, [])]
-              for protocol, numbers in own["splits"].items()}
-    splits = {protocol: numbers for protocol, numbers in splits.items() if numbers}
-    return own | dict(splits=splits) if splits else {}
+    common = _on(own, {protocol: [split for split in numbers if split in other["splits"].get(protocol, [])]
+                       for protocol, numbers in own["splits"].items()})
+    return common if common["splits"] else {}
 
 # %% ../nbs/76_progress.ipynb #cell-08
 def so_far(
