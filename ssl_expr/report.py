@@ -39,7 +39,10 @@ from .files import atomic, read_json
 SINGLE, DOUBLE = 3.3, 6.9   # inches: one journal column, two journal columns
 ARMS = {   # label, colour, marker; in the reading order of every legend and every table
     "scarf": ("SCARF", "#D55E00", "o"),
+    "scarf-30": ("SCARF, 30 epochs", "#F0A882", "1"),
     "scarf-short": ("SCARF, 100 epochs", "#8F3B1B", ">"),
+    "scarf-300": ("SCARF, 300 epochs", "#B5651D", "3"),
+    "scarf-300-cool": ("SCARF, 300 epochs, temperature 0.1", "#5A2A12", "4"),
     "vime": ("VIME", "#009E73", "s"),
     "vime-sigmoid": ("VIME, sigmoid", "#7FBF5A", "d"),
     "byol": ("BYOL", "#0072B2", "^"),

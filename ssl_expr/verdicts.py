@@ -93,6 +93,10 @@ class Interval:
 
     def __str__(self)->str: return f"{signed(self.value)} ({signed(self.low)} to {signed(self.high)})"
 
+    def level(self)->str:
+        "As a score."
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
     def shares(self)->str:
         "As shares of labels."
         if not isfinite(self.value):

@@ -80,6 +80,14 @@ def test_simple_models_stand_beside_every_question(finished):
     assert set(shapes["depth"]) == {1, 2}
 
 
+def test_tables_of_depth_and_size_say_how_long_each_arm_was_pretrained(finished):
+    for name in ("architecture", "pretraining_size"):
+        table = pd.read_csv(finished.folder/f"figures/data/tiny/{name}.csv").groupby("arm")
+        epochs = table[["pretrain_epochs", "published_epochs"]].agg(lambda column: column.unique().tolist())
+        assert epochs.loc["scarf"].tolist() == [[3], [1000]], name
+        assert epochs.loc["logistic-genes"].tolist() == [[0], [0]], name
+
+
 def test_arms_gain_over_each_other_too_and_a_replacement_over_its_source(finished):
     gains = pd.read_csv(finished.folder/"figures/data/tiny/gains.csv").query("mode == 'unfrozen' and upto == 1")
     gains = gains.query("protocol == 'strict' and metric == 'accuracy'").set_index(["arm", "reference"])["gain"]
