@@ -168,7 +168,7 @@ def by_length(tables:Tables, metric:str)->str:
     except NotRun: return ""
     found = {label(row.arm): Interval(row.gain, row.low, row.high) for row in rows.itertuples()
              if row.arm.startswith("scarf")}
-    return f"SCARF gets worse before it gets better: on the main encoder, with few labels, {each(found)}."
+    return f"Gain of SCARF over scratch by length of pretraining, main encoder, {few_labels()}: {each(found)}."
 
 def few_labels()->str: return f"with at most {percent(FEW)} of the labels"
 def sentences(*parts:str)->str: return " ".join(part for part in parts if part)
@@ -478,7 +478,7 @@ def survival(tables:Tables, metric:str)->Finding:
     compared = select(dict(survival=rows), "survival", reference="genes", arm=list(METHODS))
     found = {label(row.arm): Interval(row.concordance, row.low, row.high) for row in compared.itertuples()}
     alone = rows[rows["reference"].isna() | rows["reference"].eq("")]
-    level = "; ".join(f"{label(row.arm, 'frozen')} {row.concordance:.3f} ({row.low:.3f} to {row.high:.3f})"
+    level = "; ".join(f"{label(row.arm, 'frozen')} {Interval(row.concordance, row.low, row.high).level()}"
                       for row in alone.itertuples())
     first = rows.iloc[0]
     return Finding(f"embedding minus genes: {each(found)} in concordance within cancer types",

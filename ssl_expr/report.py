@@ -198,8 +198,9 @@ def best_linear(
     metric:str="",         # decides whether high or low is good
 )->str:                    # "scratch" where no linear model was run
     "The linear model with the best mean over few labels, or over all fractions where none is small."
-    few = curves["fraction"] <= FEW if (curves["fraction"] <= FEW).any() else curves["fraction"] > 0
-    means = curves[curves["arm"].isin(LINEAR) & few].groupby("arm")["mean"].mean()
+    few = curves[curves["fraction"] <= FEW]
+    compared = curves if few.empty else few
+    means = compared[compared["arm"].isin(LINEAR)].groupby("arm")["mean"].mean()
     if means.empty: return "scratch"
     return str(means.idxmin() if metric in LOWER_IS_BETTER else means.idxmax())
 
