@@ -266,7 +266,13 @@ def redraw(
         answer = subprocess.run(command, cwd=repository(), capture_output=True, text=True, env=environment)
         print(f"{name}: {'drawn' if answer.returncode == 0 else answer.stderr.strip()}", flush=True)
         return answer.returncode
+    if not collected: _remove_others(repository()/folder, wanted)
     with ThreadPoolExecutor(cores or os.cpu_count()) as pool: return max(pool.map(draw, wanted))
+
+def _remove_others(folder:Path, wanted:list[str]):
+    "Remove figures of an earlier report whose tables this one does not have."
+    for name in set(figures()) - set(wanted):
+        for file in folder.glob(f"{name}.*"): file.unlink()
 
 # %% ../nbs/80_cli.ipynb #cell-15b
 def reproduce(

@@ -23,7 +23,7 @@ from .metrics import METRICS
 from .objective import objectives
 from .phenotypes import collect_phenotypes
 from .prepare import load_prepared
-from .pretrain import training_settings
+from .pretrain import Training, training_settings
 from .run import repository
 from .savings import gain_areas, saved
 from .study import COLLECTIONS, Plan, PlannedRun, parts_in, runs_behind
@@ -95,6 +95,16 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     return tables | dict(difference=differences(drawn, references), labels_saved=saved(drawn, linear),
                          gains=pd.concat(gained, ignore_index=True))
 
+def _training(
+    name:str,              # of a pretext task
+    given:dict[str, Any],  # variant, epochs, learning rate ... of an arm
+)->Training:
+    "How it is pretrained: as the arm says, else as published, in the paper or in the code."
+    method = objectives()[name]
+    usual = vars(method.code_training) if given.get("variant") == "code" else {}
+    own = {key: value for key, value in given.items() if key in vars(method.paper_training)}
+    return training_settings(method(8), **usual | own)
+
 def with_epochs(
     table:pd.DataFrame,      # arm, ...
     runs:list[PlannedRun],   # that pretrain themselves
@@ -103,10 +113,8 @@ def with_epochs(
     published, used = dict[str, int](), dict[str, int]()
     for run in runs:
         if not (name := run.parameters["method"]): continue
-        method, given = objectives()[name], run.parameters["pretraining"]
-        published[run.arm] = method.paper_training.epochs
-        usual = method.code_training if given.get("variant") == "code" else method.paper_training
-        used[run.arm] = given.get("epochs") or usual.epochs
+        published[run.arm] = objectives()[name].paper_training.epochs
+        used[run.arm] = _training(name, run.parameters["pretraining"]).epochs
     columns = dict(pretrain_epochs=used, published_epochs=published)
     return table.assign(**{name: table["arm"].map(epochs).fillna(0).astype(int) for name, epochs in columns.items()})
 
@@ -178,8 +186,7 @@ def settings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
         method, coded = objectives()[recipe["method"]], recipe.get("variant") == "code"
         published, authors = vars(method.paper_training), vars(method.code_training)
         settings = method(8).settings()
-        given = {name: value for name, value in recipe.items() if name in published}
-        trained = vars(training_settings(method(8), **(authors if coded else {}) | given))
+        trained = vars(_training(recipe["method"], recipe))
         paper, code = published | settings, authors | settings | method.code_settings
         used = trained | settings | (method.code_settings if coded else {})
         used |= plan.profile["encoder"] | recipe.get("settings", {})

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from .checks import check_choice, check_matrix, check_number
-from .nets import Encoder, embed, seeded, standardised
+from .nets import Encoder, embed, seeded, standardised, with_unit_size
 from .splits import Split, label_fraction
 
 # %% ../nbs/45_finetune.ipynb #cell-06
@@ -34,6 +34,7 @@ class FineTuning:
     monitor: str = "loss"       # loss (text) | accuracy (released code), on the validation samples
     optimizer: str = "adam"     # adam | sgd
     standardise: bool = False   # z-score the embedding on pretraining rows first (frozen only; the paper does not)
+    unit_size: bool = False     # scale the embedding to root mean square 1 first (unfrozen only; the paper does not)
     select_on: str = "validation" # rows that choose the epoch; test = a shortcut to measure, never for conclusions
 
     def __post_init__(self):
@@ -44,6 +45,7 @@ class FineTuning:
         check_choice("monitor", self.monitor, ("loss", "accuracy"))
         check_choice("optimizer", self.optimizer, ("adam", "sgd"))
         check_choice("standardise", self.standardise, (False, True))
+        check_choice("unit_size", self.unit_size, (False, True))
         check_choice("select_on", self.select_on, ("validation", "test"))
 
 # %% ../nbs/45_finetune.ipynb #cell-09
@@ -343,6 +345,7 @@ def _predict_frozen(encoder, X, y, runs, split, n_classes, settings):
 
 def _predict_unfrozen(encoder, X, y, runs, split, n_classes, settings):
     "Probabilities (T, C) and kept epoch of each run."
+    if settings.unit_size: encoder = with_unit_size(encoder, X, split.pretrain)
     for run in runs:
         model, kept = train_whole(encoder, X, y, run, n_classes, settings)
         with torch.no_grad(): yield model(X[torch.as_tensor(split.test)]).softmax(1), kept
@@ -364,6 +367,8 @@ def finetune(
     check_choice("mode", mode, ("frozen", "unfrozen"))
     if settings.standardise and mode == "unfrozen":
         raise ValueError("standardise applies to a fixed embedding only: use mode='frozen' or standardise=False")
+    if settings.unit_size and mode == "frozen":
+        raise ValueError("unit_size is for whole networks: use mode='unfrozen' or standardise=True instead")
     check_matrix(X, "X")
     X, y = torch.as_tensor(np.asarray(X), dtype=torch.float32), np.asarray(y)
     n_classes = check_labels(y, split, len(X))

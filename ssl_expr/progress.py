@@ -87,10 +87,10 @@ def _whose(
     parts:dict[str, dict[str, Any]],  # what is left
 )->str:
     "How a reader calls what a run belongs to."
-    part = "" if run.part == "main" else run.part
-    if part and part not in parts: return part
+    if run.part not in parts and run.part != "main": return run.part
+    of = "" if run.part == "main" else f" of {run.part}"
     if run.experiment in (*QUESTIONS, "geometry"):
         some = parts[run.part].get(run.experiment, {}).get("splits")
-        return f"{part} {run.experiment.replace('_', ' ')}{f' on split {run.split}' if some else ''}".strip()
+        return run.experiment.replace("_", " ") + of + (f" on split {run.split}" if some else "")
     there = run.split in parts[run.part]["splits"].get(run.protocol, [])
-    return f"{part} {'arm ' + run.arm if there and run.arm else f'{run.protocol} split {run.split}'}".strip()
+    return (f"arm {run.arm}" if there and run.arm else f"{run.protocol} split {run.split}") + of

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = """
 dataset: toy
 prepare: {genes: 60}
-splits: {strict: [0], paper: [0]}
+splits: {strict: [0]}
 encoder: {width: 16, depth: 2}
 arms:
   scratch: {}

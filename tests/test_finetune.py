@@ -226,12 +226,24 @@ def moves_with_test_rows(predict, X, y, split):
     return not before[kept].equals(after[kept])
 
 
-@pytest.mark.parametrize("mode, standardise", [("frozen", False), ("frozen", True), ("unfrozen", False)])
+@pytest.mark.parametrize("mode, standardise", [("frozen", False), ("frozen", True), ("unfrozen", False),
+                                               ("unfrozen", True)])
 def test_noise_in_test_samples_moves_nothing_but_their_own_predictions(problem, mode, standardise):
     X, y, split = problem
-    settings = replace(FAST, standardise=standardise)
+    settings = replace(FAST, **{"standardise" if mode == "frozen" else "unit_size": standardise})
     def predict(X): return finetune(encoder(), X, y, split, [0.1, 1.0], 2, mode, settings=settings)
     assert not moves_with_test_rows(predict, X, y, split)
+
+
+def test_at_unit_size_the_scale_of_an_encoder_decides_nothing(problem):
+    X, y, split = problem
+    def predict(factor, **how):
+        network = encoder()
+        for weights in network.blocks[-1][1].parameters(): weights.data *= factor
+        table = finetune(network, X, y, split, [0.45], 1, "unfrozen", settings=replace(FAST, **how))
+        return table[["p0", "p1", "p2"]].to_numpy()
+    np.testing.assert_allclose(predict(1, unit_size=True), predict(1/16, unit_size=True), atol=1e-4)
+    assert np.abs(predict(1) - predict(1/16)).max() > 0.05
 
 
 @pytest.mark.parametrize("cheat", ["standardised on all rows", "stopped on test rows"])
@@ -287,7 +299,7 @@ def test_no_batch_holds_a_single_sample(n_samples, batch_size):
     ("batch_size", 1, "must be a whole number of at least 2"), ("epochs", 2.5, "must be a whole number"),
     ("patience", True, "must be a whole number"), ("monitor", "los", "must be one of 'loss', 'accuracy'"),
     ("optimizer", "Adam", "must be one of"), ("select_on", "train", "must be one of 'validation', 'test'"),
-    ("standardise", 1, "must be one of")])
+    ("standardise", 1, "must be one of"), ("unit_size", None, "must be one of")])
 def test_a_setting_of_the_wrong_type_or_range_is_refused(setting, value, message):
     with pytest.raises(ValueError, match=f"{setting} {message}"):
         FineTuning(**{setting: value})
@@ -311,6 +323,8 @@ def broken(problem, what):
         y = y.astype(str)
     elif what == "fewer labels":
         y = y[:-1]
+    elif what == "unit size frozen":
+        more = dict(mode="frozen", settings=FineTuning(unit_size=True))
     elif what == "standardised unfrozen":
         more = dict(mode="unfrozen", settings=FineTuning(standardise=True))
     else:
@@ -323,7 +337,8 @@ def broken(problem, what):
     ("NaN", "X has a missing value"), ("one class", "at least two are needed"), ("class absent", r"\[2\] are absent"),
     ("no validation", "split.validation is empty"), ("unlabelled test", "split.test contains unlabelled rows"),
     ("labels as text", "integer class codes"), ("fewer labels", "one label per sample"),
-    ("standardised unfrozen", "use mode='frozen'"), (dict(mode="thawed"), "mode must be one of"),
+    ("standardised unfrozen", "use mode='frozen'"), ("unit size frozen", "use mode='unfrozen'"),
+    (dict(mode="thawed"), "mode must be one of"),
     (dict(fractions=[0.0]), "fractions must be"), (dict(fractions=[]), "fractions must be"),
     (dict(fractions=[0.5, 0.5]), "fractions must be"), (dict(repeats=0), "repeats must be"),
     (dict(settings=FineTuning(learning_rate=1e30), mode="unfrozen"), "lower the learning rate")])

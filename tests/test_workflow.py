@@ -53,7 +53,6 @@ def test_every_arm_is_scored_beside_the_baselines_with_intervals(finished):
     assert {"scratch", "scarf", "vime", "byol", "logistic-genes", "logistic-pca"} == set(curves["arm"])
     assert (curves["low"] <= curves["mean"]).all() and (curves["mean"] <= curves["high"]).all()
     assert curves.loc[curves["metric"] != "log_loss", "mean"].between(0, 1).all() and (curves["mean"] >= 0).all()
-    assert set(curves["protocol"]) == {"strict", "paper"}
 
 
 def test_grids_are_compared_in_pairs_with_the_network_from_scratch_and_with_clean_samples(finished):
@@ -90,7 +89,7 @@ def test_tables_of_depth_and_size_say_how_long_each_arm_was_pretrained(finished)
 
 def test_arms_gain_over_each_other_too_and_a_replacement_over_its_source(finished):
     gains = pd.read_csv(finished.folder/"figures/data/tiny/gains.csv").query("mode == 'unfrozen' and upto == 1")
-    gains = gains.query("protocol == 'strict' and metric == 'accuracy'").set_index(["arm", "reference"])["gain"]
+    gains = gains.query("metric == 'accuracy'").set_index(["arm", "reference"])["gain"]
     assert gains["scarf", "byol"] == pytest.approx(gains["scarf", "scratch"] - gains["byol", "scratch"], abs=2e-5)
     assert gains["scarf", "scarf-marginal"] == pytest.approx(
         gains["scarf", "scratch"] - gains["scarf-marginal", "scratch"], abs=2e-5)
@@ -106,8 +105,8 @@ def test_a_second_run_has_nothing_to_do_and_says_so(finished):
 def test_status_counts_what_is_done_and_what_is_missing(finished, study_copy):
     done, empty = (study.command("status", "--profile", "tiny").stdout for study in (finished, study_copy))
     def row(text, name): return next(line.split() for line in text.splitlines() if line.startswith(name))
-    assert row(done, "pretrain")[1:] == ["7", "·", "·", "·", "·"]
-    assert row(empty, "pretrain")[1:] == ["·", "·", "·", "·", "7"]
+    assert row(done, "pretrain")[1:] == ["4", "·", "·", "·", "·"]
+    assert row(empty, "pretrain")[1:] == ["·", "·", "·", "·", "4"]
 
 
 def test_one_changed_parameter_redoes_that_arm_and_the_figures_that_use_it_only(finished, tmp_path):
@@ -118,8 +117,8 @@ def test_one_changed_parameter_redoes_that_arm_and_the_figures_that_use_it_only(
     answer = study.command("run", "--profile", "tiny")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     redone = {path for path, moment in moments(study).items() if before.get(path) != moment}
-    assert redone == {study.folder/f"results/tiny/toy/{protocol}/split0/vime/seed0/{name}"
-                      for protocol in ("strict", "paper") for name in ("encoder.safetensors", "label_curve.parquet")}
+    assert redone == {study.folder/"results/tiny/toy/strict/split0/vime/seed0"/name
+                      for name in ("encoder.safetensors", "label_curve.parquet")}
     redrawn = {path.stem for path, moment in figures.items() if path.stat().st_mtime_ns != moment}
     assert "fig3_label_efficiency" in redrawn
     assert not {"tableS4_grid", "fig5_pretraining_size"} & redrawn
@@ -267,12 +266,17 @@ def test_an_unfinished_study_reports_what_is_complete_and_names_what_is_not(keep
     study = only_committed(keeping.clone(tmp_path/"copy"))
     whole = pd.read_csv(study.folder/"figures/data/keeping/label_curve.csv")
     (study.folder/KEPT/"longer/strict/split0/scarf/seed0/label_curve.json").unlink()
+    figures = study.folder/"figures/keeping"
+    figures.mkdir()
+    for name in ("table_shortcuts.md", "mine.md"): (figures/name).write_text("an earlier report\n")
     answer = study.command("figures", "--profile", "keeping", "--collect")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "left out: longer" in answer.stdout and "table_shortcuts: drawn" not in answer.stdout
     curves = pd.read_csv(study.folder/"figures/data/keeping/label_curve.csv")
     pd.testing.assert_frame_equal(curves, whole[whole["part"] == "main"])
     assert not (study.folder/"figures/data/keeping/shortcuts.csv").exists(), "a table of an unfinished part was left"
+    assert not (figures/"table_shortcuts.md").exists(), "a figure of an unfinished part was left"
+    assert (figures/"mine.md").exists()
     assert json.loads((study.folder/"figures/data/keeping/curves.json").read_text())["unfinished"] == ["longer"]
     (study.folder/KEPT/"toy/strict/split0/baselines/seed0/baselines.parquet").write_bytes(b"damaged")
     answer = study.command("figures", "--profile", "keeping", "--collect")
