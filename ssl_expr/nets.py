@@ -95,7 +95,7 @@ def with_unit_size(
         if isinstance(module, nn.Dropout): module.eval()
     size = probe(X[torch.as_tensor(rows[::-(-len(rows)//1024)])]).square().mean().sqrt()
     if not size > 0: raise ValueError("the embedding is zero everywhere: this encoder has collapsed, pretrain it again")
-    for weights in scaled.blocks[-1].get_submodule("1").parameters(): weights /= size
+    for weights in scaled.blocks[-1].get_submodule("1").parameters(): weights.div_(size)
     return scaled
 
 # %% ../nbs/20_nets.ipynb #cell-21
