@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CELLS', 'UPTO', 'MAPPED', 'RUN_OF_BOTH', 'COLLECTORS', 'predictions_of', 'by_cell', 'gains', 'curves', 'with_epochs',
            'architectures', 'pretraining_sizes', 'corruption', 'grid', 'class_table', 'classes', 'settings', 'thinned',
-           'embeddings', 'history', 'costs', 'in_common', 'shortcuts', 'behind', 'collect', 'smaller']
+           'embeddings', 'history', 'costs', 'in_common', 'along_the_curve', 'shortcuts', 'behind', 'collect',
+           'smaller']
 
 # %% ../nbs/77_collect.ipynb #cell-03
 import json
@@ -25,7 +26,7 @@ from .phenotypes import collect_phenotypes
 from .prepare import load_prepared
 from .pretrain import Training, training_settings
 from .run import repository
-from .savings import gain_areas, saved
+from .savings import gain_area, gain_areas, saved
 from .study import COLLECTIONS, Plan, PlannedRun, parts_in, runs_behind
 
 # %% ../nbs/77_collect.ipynb #cell-06
@@ -240,8 +241,28 @@ def in_common(
     tested = [set(frame[sample].itertuples(index=False, name=None)) for frame in both]
     return both[0], both[1], tested[0] == tested[1]
 
+def along_the_curve(
+    points:pd.DataFrame,    # (K,) protocol, arm, mode, fraction, n_splits, n_repeats
+    difference:np.ndarray,  # (K, 6)
+    draws:np.ndarray,       # (K, n_resamples, 6)
+)->pd.DataFrame:            # protocol, arm, mode, metric, upto, difference, low, high, n_splits, n_repeats
+    "Mean of a difference over label shares up to each of UPTO, as `gain_area` takes it, averaged in every resample."
+    points, rows = points.reset_index(drop=True), []
+    for key, curve in points.groupby(["protocol", "arm", "mode"], sort=False):
+        curve = curve.sort_values("fraction")
+        fractions, at = curve["fraction"].to_numpy(), curve.index.to_numpy()
+        for upto in (upto for upto in UPTO if fractions[0] <= upto):
+            mean, drawn = (gain_area(fractions, values[at], np.zeros_like(values[at]), upto)
+                           for values in (difference, draws))
+            low, high = interval(drawn[None])
+            rows += [dict(zip(["protocol", "arm", "mode"], key, strict=True)) | dict(
+                metric=metric, upto=upto, difference=mean[m], low=low[0, m], high=high[0, m],
+                n_splits=curve["n_splits"].min(), n_repeats=curve["n_repeats"].min())
+                for m, metric in enumerate(METRICS)]
+    return pd.DataFrame(rows)
+
 def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
-    "What a shortcut adds to the score of every arm, and to its gain over the network from scratch."
+    "What a shortcut adds to the score of every arm and to its gain over the network from scratch, and their means."
     other = plan.parts[runs[0].part]["against"]
     straight = plan.of(*COLLECTIONS["shortcuts"].experiments, part=other)
     *both, paired = in_common(predictions_of(plan, runs), predictions_of(plan, straight))
@@ -249,17 +270,23 @@ def shortcuts(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     points = drawn[0].points[["protocol", "arm", "mode", "fraction", "n_labels", "n_splits", "n_repeats"]]
     ours, theirs = against(drawn[0], "scratch") if "scratch" in set(points["arm"]) else (np.array([], int),)*2
     gains = points.iloc[ours].assign(arm=points["arm"].iloc[ours] + " − scratch")
-    tables = []
+    tables, along = [], []
     for rows, values in ((points, lambda scores: scores), (gains, lambda scores: scores[ours] - scores[theirs])):
-        means, (low, high) = [values(d.mean) for d in drawn], interval(values(drawn[0].draws) - values(drawn[1].draws))
+        means, change = [values(d.mean) for d in drawn], values(drawn[0].draws) - values(drawn[1].draws)
+        low, high = interval(change)
+        if len(rows): along.append(along_the_curve(rows, means[0] - means[1], change))
         for m, metric in enumerate(METRICS):
             tables.append(rows.assign(
                 metric=metric, score=means[0][:, m], score_against=means[1][:, m],
                 difference=means[0][:, m] - means[1][:, m], low=low[:, m], high=high[:, m]))
     columns = ["against", "protocol", "arm", "mode", "metric", "fraction", "n_labels", "score", "score_against",
                "difference", "low", "high", "verdict", "paired", "n_splits", "n_repeats"]
-    table = pd.concat(tables, ignore_index=True).assign(against=other, paired=paired)
-    return dict(shortcuts=table.assign(verdict=verdicts(table)).reindex(columns=columns))
+    table, mean = (pd.concat(found, ignore_index=True).assign(against=other, paired=paired)
+                   for found in (tables, along))
+    averaged = ["against", "protocol", "arm", "mode", "metric", "upto", "difference", "low", "high", "verdict",
+                "paired", "n_splits", "n_repeats"]
+    return dict(shortcuts=table.assign(verdict=verdicts(table)).reindex(columns=columns),
+                shortcut_means=mean.assign(verdict=verdicts(mean)).reindex(columns=averaged))
 
 # %% ../nbs/77_collect.ipynb #cell-09f
 COLLECTORS:dict[str, Callable[[Plan, list[PlannedRun]], dict[str, pd.DataFrame]]] = dict(

@@ -342,7 +342,7 @@ def describe(
             f"fine-tuning (training and validation) and {rows['test']:,} for testing"
             + (f"; kept out of pretraining: {left:,} more of patients who validate or test"
                if left else "") + ". "
-            f"A share of the labels is one of every class, rounded up. {describe_intervals(curves)}")
+            f"A share of the labels is taken of every class and rounded up. {describe_intervals(curves)}")
 
 # %% ../nbs/70_report.ipynb #cell-23
 def describe_intervals(

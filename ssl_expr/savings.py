@@ -17,49 +17,49 @@ from .metrics import LOWER_IS_BETTER, METRICS
 
 # %% ../nbs/57_savings.ipynb #cell-06
 def first_reached(
-    fractions: np.ndarray, # (F,) ascending
+    labels: np.ndarray,    # (F,) numbers of labels, or shares, ascending
     curves: np.ndarray,    # (..., F)
     level: np.ndarray,     # (...)
 ) -> np.ndarray:           # (...) infinite where never reached
-    "Smallest fraction at which each curve, drawn with straight lines, stands at `level`."
+    "Smallest number of labels at which each curve, drawn with straight lines, stands at `level`."
     reached = curves >= level[..., None]
     after = reached.argmax(-1)
     before = np.maximum(after - 1, 0)
     low, high = (np.take_along_axis(curves, i[..., None], -1)[..., 0] for i in (before, after))
     step = np.where(after > 0, (level - low)/np.where(high > low, high - low, 1), 1)
-    return np.where(reached.any(-1), fractions[before] + step*(fractions[after] - fractions[before]), np.inf)
+    return np.where(reached.any(-1), labels[before] + step*(labels[after] - labels[before]), np.inf)
 
 # %% ../nbs/57_savings.ipynb #cell-07
 def _saved(
-    fractions: np.ndarray, # (F,) ascending
+    labels: np.ndarray,    # (F,) ascending
     curves: np.ndarray,    # (..., F)
     baselines: np.ndarray, # (..., F)
     below: float = 0,      # how far below the baseline's maximum the level lies
 ) -> np.ndarray:           # (...) minus infinity where the level is never reached
     "Share of labels that each curve saves."
     level = baselines.max(-1) - below
-    return 1 - first_reached(fractions, curves, level)/first_reached(fractions, baselines, level)
+    return 1 - first_reached(labels, curves, level)/first_reached(labels, baselines, level)
 
 def labels_saved(
-    fractions: "Sequence[float] | np.ndarray",      # (F,) ascending
+    labels: "Sequence[float] | np.ndarray",         # (F,) numbers of labels, or shares, ascending
     curve: "Sequence[float] | np.ndarray",          # (F,) scores
     baseline_curve: "Sequence[float] | np.ndarray", # (F,) scores
     below: float = 0,                               # how far below the baseline's maximum the level lies
 ) -> float: # at most 1; NaN if never
     "Share of labels saved to reach the baseline's level."
-    fractions, curve, baseline_curve = (np.asarray(values, float) for values in (fractions, curve, baseline_curve))
-    share = float(_saved(fractions, curve, baseline_curve, below))
+    labels, curve, baseline_curve = (np.asarray(values, float) for values in (labels, curve, baseline_curve))
+    share = float(_saved(labels, curve, baseline_curve, below))
     return share if np.isfinite(share) else float("nan")
 
 # %% ../nbs/57_savings.ipynb #cell-10
 def labels_saved_interval(
-    fractions: "Sequence[float] | np.ndarray", # (F,) ascending
+    labels: "Sequence[float] | np.ndarray",    # (F,) numbers of labels, or shares, ascending
     curve_draws: np.ndarray,                   # (n_resamples, F) curve in each resample
     baseline_draws: np.ndarray,                # (n_resamples, F) baseline in the same resamples
     below: float = 0,                          # how far below the baseline's maximum the level lies
 ) -> tuple[float, float]: # NaN stands for never reached
     "95 % interval of the share of labels saved."
-    shares = _saved(np.asarray(fractions, float), curve_draws, baseline_draws, below)
+    shares = _saved(np.asarray(labels, float), curve_draws, baseline_draws, below)
     low, high = np.quantile(shares, [0.025, 0.975], method="inverted_cdf")
     return (float(low) if np.isfinite(low) else float("nan")), (float(high) if np.isfinite(high) else float("nan"))
 
@@ -69,13 +69,12 @@ HIGHER_IS_BETTER = [m for m, metric in enumerate(METRICS) if metric not in LOWER
 def _pairs_of_curves(
     drawn: Resamples,
     baseline: str,
-) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]]:
-    "Of each arm and mode but the baseline: its key, fractions, positions in `drawn`, and positions of the baseline."
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    "Of each arm and mode but the baseline: its key, positions in `drawn`, and positions of the baseline."
     ours, theirs = against(drawn, baseline)
     keys = drawn.points.loc[ours, ["protocol", "arm", "mode"]].reset_index(drop=True)
     for key, rows in keys.groupby(["protocol", "arm", "mode"], sort=True).groups.items():
-        fractions = drawn.points["fraction"].to_numpy()[ours[rows]]
-        yield dict(zip(keys, key, strict=True)), fractions, ours[rows], theirs[rows]
+        yield dict(zip(keys, key, strict=True)), ours[rows], theirs[rows]
 
 # %% ../nbs/57_savings.ipynb #cell-14
 def saved(
@@ -88,14 +87,15 @@ def saved(
     drawn = predictions if isinstance(predictions, Resamples) else resample(predictions, n_resamples, seed)
     half, rows = drawn.mean - interval(drawn.draws)[0], []
     for reference in references:
-        for key, fractions, ours, theirs in _pairs_of_curves(drawn, reference):
+        for key, ours, theirs in _pairs_of_curves(drawn, reference):
+            labels = drawn.points["n_labels"].to_numpy(float)[ours]
             for m in HIGHER_IS_BETTER:
                 ends = drawn.mean[ours, m], drawn.mean[theirs, m]
                 draws = drawn.draws[ours, :, m].T, drawn.draws[theirs, :, m].T
                 for target, below in {"best": 0, "best minus interval": half[theirs, m][ends[1].argmax()]}.items():
-                    low, high = labels_saved_interval(fractions, *draws, below)
+                    low, high = labels_saved_interval(labels, *draws, below)
                     rows.append(key | dict(reference=reference, target=target, metric=METRICS[m],
-                                           saved=labels_saved(fractions, *ends, below), low=low, high=high))
+                                           saved=labels_saved(labels, *ends, below), low=low, high=high))
     columns = ["protocol", "arm", "mode", "reference", "target", "metric", "saved", "low", "high"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
@@ -123,7 +123,8 @@ def gain_areas(
     "Mean gain of every arm over the baseline at small fractions, with paired 95 % interval."
     drawn = predictions if isinstance(predictions, Resamples) else resample(predictions, n_resamples, seed)
     rows = []
-    for key, fractions, ours, theirs in _pairs_of_curves(drawn, baseline):
+    for key, ours, theirs in _pairs_of_curves(drawn, baseline):
+        fractions = drawn.points["fraction"].to_numpy()[ours]
         gain = gain_area(fractions, drawn.mean[ours], drawn.mean[theirs], upto)
         gains = gain_area(fractions, drawn.draws[ours], drawn.draws[theirs], upto)
         low, high = np.nanquantile(gains, [0.025, 0.975], axis=0)

@@ -390,7 +390,7 @@ class Collection(NamedTuple):
 COLLECTIONS = dict(
     curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols"),
                       ("label_curve", "linear_probe", "baselines")),
-    shortcuts=Collection(("shortcuts",), ("label_curve", "baselines"), compared=True),
+    shortcuts=Collection(("shortcuts", "shortcut_means"), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
     pretraining_sizes=Collection(("pretraining_size", "pretraining_size_difference"), ("pretraining_sizes",)),
     corruption=Collection(("corruption", "corruption_difference"), ("corruption",)),

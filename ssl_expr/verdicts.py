@@ -60,9 +60,11 @@ MINUS = "−"
 def signed(
     value:float,
     digits:int=3,
-)->str:           # "+0.012", "−0.004", "±0"
+)->str:           # "+0.012", "−0.004", "+0.0002"; "0.000"
     "A difference as a reader expects it."
     text = f"{abs(value):.{digits}f}"
+    if not float(text): text = f"{abs(value):.{digits + 1}f}"   # so that an end beside zero shows its side
+    if not float(text): text = f"{0:.{digits}f}"
     return ("+" if value > 0 else MINUS) + text if float(text) else text
 
 def percent(
@@ -80,7 +82,7 @@ class Interval:
     high:float
 
     def side(self, level:float=0.0)->int:
-        "+1: all above `level`, −1: all below, 0: the interval holds it."
+        "+1: all above `level`, −1: all below, 0: the interval contains it."
         return 1 if self.low > level else -1 if self.high < level else 0
 
     def __neg__(self)->"Interval": return Interval(-self.value, -self.high, -self.low)

@@ -310,6 +310,13 @@ def test_labels_saved_for_both_targets_as_computed_by_hand():
     for key, share in want.items(): np.testing.assert_allclose(table.loc[key], share, rtol=1e-9, err_msg=str(key))
 
 
+def test_labels_are_saved_not_shares_which_are_rounded_up():
+    drawn = by_hand({("scarf", "unfrozen"): [0.875, 0.9, 0.9, 0.9], ("scratch", "unfrozen"): [0.5, 0.6, 0.7, 0.875]})
+    drawn.points["n_labels"] = [44, 60, 80, 100]*2          # of shares 0.1, 0.2, 0.6 and 1
+    found = saved(drawn).query("metric == 'accuracy' and target == 'best'")
+    np.testing.assert_allclose(found[["saved", "low", "high"]], 0.56)
+
+
 def test_an_arm_equal_to_scratch_saves_nothing_and_gains_nothing():
     scratch = predictions_of(mostly, arms=("scratch",), fractions=(0.1, 0.3, 1.0))
     both = pd.concat([scratch, scratch.assign(arm="scarf")])
