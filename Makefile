@@ -4,7 +4,7 @@ PROFILE ?= quick
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quick study figures test check export lab clean
+.PHONY: quick study figures test lessons tests check export lab clean
 
 quick: .venv/installed       ## every figure and table from the embedded data set, in minutes
 	ssl-expr run --profile quick
@@ -16,7 +16,12 @@ figures: .venv/installed     ## redraw from collected metrics: make figures PROF
 	ssl-expr figures --profile $(PROFILE)
 
 test: check                  ## everything that must hold before a commit
-	nbdev-test --n-workers 2
+	$(MAKE) --jobs 2 lessons tests
+
+lessons: .venv/installed     ## run every notebook of the library
+	nbdev-test --n-workers 1
+
+tests: .venv/installed       ## run every test
 	pytest
 
 check: .venv/installed       ## package in step with its notebooks, notebooks clean, style, types
