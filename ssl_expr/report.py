@@ -140,15 +140,19 @@ def draw_curves(
     x:str="fraction",         # column of the horizontal axis
     dashed:Iterable[str]=(),  # arms drawn as dashed lines (baselines)
     bands:bool=False,         # True: dashed lines have a band, too
+    bars:bool=False,          # True: bars instead of bands, each arm a little aside: for few points and wide intervals
 )->None:
     "One line per arm, with its 95 % band."
-    for arm in in_order(curves["arm"]):
+    arms = in_order(curves["arm"])
+    for place, arm in enumerate(arms):
         curve = curves.query("arm == @arm").sort_values(x)
         name = label(arm, curve["mode"].iloc[0] if "mode" in curve else "unfrozen")
         colour, line = COLOURS[arm], "--" if arm in dashed else "-"
+        if bars: curve = curve.assign(**{x: curve[x]*1.03**(place - (len(arms) - 1)/2)})   # the axis is logarithmic
         axes.plot(curve[x], curve["mean"], line, color=colour, marker=MARKERS[arm], label=name,
                   markevery=max(1, len(curve)//8), markerfacecolor="white" if name == UNTRAINED else colour)
-        if arm in dashed and not bands: continue
+        if bars: axes.vlines(curve[x], curve["low"], curve["high"], color=colour, lw=0.6)
+        if bars or arm in dashed and not bands: continue
         if len(curve) == 1: axes.vlines(curve[x], curve["low"], curve["high"], color=colour, lw=0.8)
         axes.fill_between(curve[x], curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
         for edge in ["low", "high"]: axes.plot(curve[x], curve[edge], color=colour, alpha=0.5, lw=0.4)
