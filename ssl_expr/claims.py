@@ -105,18 +105,20 @@ def best_linear(
 
 WAYS = {   # in which a pretrained encoder is put to use -> part and mode in the tables
     "fine-tuned": ("main", "unfrozen"), "fine-tuned at ten times the rate": (TENFOLD, "unfrozen"),
-    "frozen under a head": ("main", "frozen"), "under a linear probe": ("main", "linear probe")}
+    "fine-tuned at one embedding size": (UNIT_SIZE, "unfrozen"), "frozen under a head": ("main", "frozen"),
+    "under a linear probe": ("main", "linear probe")}
 
 def in_every_way(
     tables:Tables,
     metric:str,
-    other:str="",   # arm to compare with; empty: the best linear model
+    other:str="",   # arm to compare with; empty: the best linear model that was run beside it
 )->dict[tuple[str, str], Interval]:   # (way, arm) -> difference, as far as it was run
     "Every pretrained method, however it is used, against one arm with the same few labels."
-    found, other = {}, other or best_linear(tables, metric)
+    found = {}
     for way, (part, mode) in WAYS.items():
         for arm in METHODS:
-            try: found[way, arm] = versus(tables, metric, arm, other, part=part, mode=mode)
+            try: found[way, arm] = versus(tables, metric, arm, other or best_linear(tables, metric, part), part=part,
+                                          mode=mode)
             except NotRun: continue
     return found
 
@@ -237,9 +239,10 @@ def labels_saved(
     return judge
 
 # %% ../nbs/85_claims.ipynb #cell-21
-def compared_at(tables:Tables, metric:str, arm:str, mode:str, fraction:float=1.0, part:str="main")->Interval:
-    "Paired difference to the network from scratch at one share of the labels."
-    return interval(select(tables, "difference", part=part, arm=arm, mode=mode, reference="scratch", metric=metric,
+def compared_at(tables:Tables, metric:str, arm:str, mode:str, fraction:float=1.0, part:str="main",
+                reference:str="scratch")->Interval:
+    "Paired difference to another arm, as a rule the network from scratch, at one share of the labels."
+    return interval(select(tables, "difference", part=part, arm=arm, mode=mode, reference=reference, metric=metric,
                            fraction=fraction))
 
 def each(found:dict[str, Interval])->str: return "; ".join(f"{name} {number}" for name, number in found.items())
@@ -466,7 +469,7 @@ def linear_first(tables:Tables, metric:str)->Finding:
     verdict = FAILS if better or over.side() < 0 else HOLDS if over.side() > 0 else OPEN
     told = {f"{label(arm)} {way}": number for (way, arm), number in against.items()}
     return Finding(f"{named(best)} {over} over the network from scratch, {few_labels()}", verdict,
-                   sentences(f"Pretrained minus {named(best)}: {each(told)}.",
+                   sentences(f"Pretrained minus the best linear model with the same labels: {each(told)}.",
                              f"Surely better than it: {better or 'none'}.", repeats(tables, arm=best)), over)
 
 def other_phenotypes(tables:Tables, metric:str)->Finding:

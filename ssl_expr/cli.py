@@ -151,7 +151,8 @@ def show_work(plan:Plan):
     rest = [(run.experiment, estimate(costs, run)) for run in plan.to_make() if here[run.target] != "done"]
     def row(name:str, finished:int, seconds:list[float|None]):
         known = [each for each in seconds if each is not None]
-        hours = "·" if not seconds else f"{sum(known)/3600:.2f}" if len(known) == len(seconds) else "unknown"
+        more = "" if len(known) == len(seconds) else "> "
+        hours = f"{more}{sum(known)/3600:.2f}" if known else "unknown" if seconds else "·"
         print(f"{name:20}{finished or '·':>10}{len(seconds) or '·':>12}{hours:>12}")
     print(f"{'profile ' + plan.name:20}{'done':>10}{'to compute':>12}{'CPU hours':>12}")
     for experiment in dict.fromkeys(run.experiment for run in plan.runs.values()):

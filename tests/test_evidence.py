@@ -11,12 +11,22 @@ import pandas as pd
 import pytest
 
 from ssl_expr.claims import METHODS, METRIC, NOT_RUN, PAPER_METRIC, TABLES, TENFOLD, claims, claims_table, examine
-from ssl_expr.findings import BEGIN, END, QUESTIONS, findings, publish, published, replace_block, replace_in_notebook
-from ssl_expr.report import read_runs
+from ssl_expr.findings import (
+    BEGIN,
+    END,
+    QUESTIONS,
+    findings,
+    gains_by_use,
+    publish,
+    published,
+    replace_block,
+    replace_in_notebook,
+)
+from ssl_expr.report import label, read_runs
 from ssl_expr.run import declared
 from ssl_expr.savings import gain_area
 from ssl_expr.study import COLLECTIONS, Plan, read_profile, tables_read
-from ssl_expr.verdicts import FAILS, HOLDS, OPEN, UNKNOWN, Interval, all_of, any_of, read_tables, share_of
+from ssl_expr.verdicts import FAILS, HOLDS, OPEN, UNKNOWN, Interval, all_of, any_of, read_tables, select, share_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLAIMS = {claim.key: claim for claim in claims()}
@@ -116,11 +126,34 @@ def test_every_number_of_the_findings_is_in_a_table(collected):
 
 def test_findings_stay_on_one_page_and_answer_every_question(collected):
     text = findings(read_tables(collected, TABLES), read_runs(collected, "curves"))
-    assert len(text.splitlines()) < 40
+    prose = [word for line in text.splitlines() if not line.startswith("|") for word in line.split()]
+    assert len(prose) < 900 and text.count("\n| ---") == 3   # three tables: ways of use, labels saved, data
     for question in ("Should I pretrain?", "With which method?", "How many labels", "Would logistic regression",
                      "And on other data?", "What holds of the paper?"):
         assert question in text
     assert len(QUESTIONS) == 10 and "fig_headline.png" in text
+
+
+def test_gains_stand_beside_the_best_linear_model_of_the_same_labels_and_rate(collected):
+    tables, metric = read_tables(collected, TABLES), "balanced_accuracy"
+    faster = tables["gains"].query("part == 'main'").assign(part=TENFOLD)
+    faster["gain"] += 0.3*(faster["arm"] == "logistic-pca")   # another model is best there
+    tables["gains"] = pd.concat([tables["gains"], faster])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")]
+             for line in gains_by_use(tables).splitlines() if line.startswith("| ")]
+    header, rows = lines[0], {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
+    assert header == ["used how", "best linear model", "SCARF", "VIME", "BYOL"]
+    for way, part, table, value, where in (
+            ("fine-tuned", "main", "gains", "gain", dict(upto=0.1)),
+            ("fine-tuned at ten times the rate", TENFOLD, "gains", "gain", dict(upto=0.1)),
+            ("fine-tuned, all labels", "main", "difference", "difference", dict(fraction=1.0))):
+        over = select(tables, table, part=part, metric=metric, reference="scratch", **where)
+        over = over[over["mode"].isin(["unfrozen", "baseline"])].set_index("arm")
+        best = over.loc[["logistic-genes", "logistic-pca"], value].idxmax()
+        assert rows[way]["best linear model"].startswith(f"{over.loc[best, value]:+.3f}".replace("-", "−"))
+    against = select(tables, "difference", part="main", metric=metric, reference=best, mode="unfrozen", fraction=1.0)
+    for row in against[against["arm"].isin(METHODS)].itertuples():
+        assert rows[way][label(row.arm)].endswith("+" if row.low > 0 else "−" if row.high < 0 else "=")
 
 
 def test_links_of_readme_and_front_page_lead_to_the_same_places(repository):
