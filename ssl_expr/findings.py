@@ -18,10 +18,11 @@ from typing import Any
 
 import pandas as pd
 
-from .claims import (DATA_PARTS, METHODS, METRIC, TABLES, TENFOLD, WAYS, best_linear, claims_table, compared_at,
-                             each, few_labels, gain, in_every_way, named, other_phenotypes, saved, survival, versus,
-                             winners)
+from .advice import other_phenotypes, survival
+from .claims import METRIC, claims_table
 from .files import write_atomic
+from .lookup import (DATA_PARTS, METHODS, TABLES, TENFOLD, WAYS, best_linear, compared_at, each, few_labels,
+                             gain, in_every_way, named, saved, versus, winners)
 from .report import FEW, LINEAR, count, data_name, in_words, label, markdown_table, read_runs
 from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, percent, read_tables,
                                select)

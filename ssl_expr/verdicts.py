@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tables', 'MINUS', 'HOLDS', 'FAILS', 'OPEN', 'UNKNOWN', 'NotRun', 'read_tables', 'select', 'signed', 'percent',
-           'Interval', 'interval', 'share_of', 'all_of', 'any_of', 'tie_or_not']
+           'Interval', 'interval', 'share_of', 'all_of', 'any_of', 'tie_or_not', 'Finding']
 
 # %% ../nbs/82_verdicts.ipynb #cell-04
 from collections.abc import Iterable, Mapping
@@ -148,3 +148,12 @@ def tie_or_not(
     "better, worse or a tie, and what a tie leaves possible."
     if found.side(): return "better" if found.side() > 0 else "worse"
     return f"a tie (between {signed(found.low)} and {signed(found.high)})"
+
+# %% ../nbs/82_verdicts.ipynb #4e66d359
+@dataclass(frozen=True)
+class Finding:
+    "What the tables say about one claim."
+    measured:str             # with its interval
+    verdict:str              # HOLDS, FAILS, OPEN or UNKNOWN
+    why:str                  # sentences made of numbers
+    number:Interval|None=None   # the one that decides, where it is one

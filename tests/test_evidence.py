@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ssl_expr.claims import METHODS, METRIC, NOT_RUN, PAPER_METRIC, TABLES, TENFOLD, claims, claims_table, examine
+from ssl_expr.claims import METRIC, NOT_RUN, PAPER_METRIC, claims, claims_table, examine
 from ssl_expr.findings import (
     BEGIN,
     END,
@@ -22,6 +22,7 @@ from ssl_expr.findings import (
     replace_block,
     replace_in_notebook,
 )
+from ssl_expr.lookup import METHODS, TABLES, TENFOLD
 from ssl_expr.report import label, read_runs
 from ssl_expr.run import declared
 from ssl_expr.savings import gain_area
