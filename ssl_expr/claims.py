@@ -75,8 +75,8 @@ def results()->list[Claim]:
               "Fig. 5: threshold 2,000 to 2,500 samples (VIME 10,000)", "fig5_pretraining_size",
               "Holds if SCARF and BYOL lie below scratch on average of the smaller sizes and above it with the "
               "largest; does not hold if one is on the other side.", threshold),
-        *(Claim(f"corruption-{replacement}", "Corrupting the inputs keeps the label, so a network taught by corrupted "
-                f"samples is as good: {words}.",
+        *(Claim(f"corruption-{replacement}", "A network that learns from corrupted samples is as good, as corruption "
+                f"keeps the label: {words}.",
                 "Fig. S5: no loss of accuracy", "figS5_corruption",
                 "Holds if a loss of 0.02 is outside the interval, does not hold if the interval lies below zero; else "
                 "it cannot be told.", corruption_keeps_labels(replacement))
@@ -117,19 +117,20 @@ def our_advice()->list[Claim]:
               ALL_RULE, shortcut("fit-on-everything"), "ours"),
         Claim("select-on-validation", "Choose the epoch on validation samples: the test set raises the scores.", "",
               bought, ALL_RULE, shortcut("test-selection"), "ours"),
-        Claim("tuned-baseline", "Tune the network from scratch, too: at ten times the paper's rate it does better with "
-              "few labels.", "", bought, GAIN_RULE, faster_scratch, "ours"),
+        Claim("tuned-baseline", "Tune the network from scratch, too: at ten times the paper's learning rate it does "
+              "better with few labels.", "", bought, GAIN_RULE, faster_scratch, "ours"),
         Claim("tuned-gain", "Tuned like that, the network from scratch leaves less to gain from pretraining.", "",
               bought, ALL_RULE, shortcut(TENFOLD, of_gain=True, lowers=True), "ours"),
-        Claim("tuned-method", "Judge no method at a single rate: VIME loses with few labels at the paper's rate and "
-              "wins at ten times that.", "", FIG3, "Holds if the gain lies below zero at the paper's rate and above "
-              "at ten times that, does not hold if one is on the other side; else it cannot be told.",
-              turned("vime", TENFOLD, "at ten times the rate"), "ours"),
-        Claim("unit-size", "Nor by the size of its numbers: VIME loses with few labels, and wins when every embedding "
-              "is brought to one size first.", "", bought, "Holds if the gain lies below zero as published and above "
-              "at one size, does not hold if one is on the other side; else it cannot be told.",
-              turned("vime", UNIT_SIZE, "at one size"), "ours"),
-        Claim("full-length", "Pretrain SCARF to the end: cut short, it is worse than no pretraining.", "",
+        Claim("tuned-method", "Judge no method at a single learning rate: VIME loses with few labels at the paper's "
+              "and wins at ten times that.", "", FIG3, "Holds if the gain lies below zero at the paper's learning rate "
+              "and above at ten times that, does not hold if one is on the other side; else it cannot be told.",
+              turned("vime", TENFOLD, "at ten times the learning rate"), "ours"),
+        Claim("unit-size", "Rescale embeddings before you compare methods: VIME loses with few labels as published, "
+              "and wins when every arm's embedding is scaled to root mean square 1.", "", bought, "Holds if the gain "
+              "lies below zero as published and above with rescaled embeddings, does not hold if one is on the other "
+              "side; else it cannot be told.", turned("vime", UNIT_SIZE, "with rescaled embeddings"), "ours"),
+        Claim("full-length", "Pretrain SCARF for all of the published 1,000 epochs: cut short, it is worse than no "
+              "pretraining.", "",
               "fig5_pretraining_size",
               "Holds if the gain lies above zero after the published epochs and below after some smaller number; does "
               "not hold if the one lies below or all others above; else it cannot be told.", full_length, "ours"),
@@ -166,7 +167,7 @@ def examine(
     other, faster = judged(claim, tables, second), at_tenfold(claim, tables, metric)
     why = [found.why]
     if faster.verdict != UNKNOWN:
-        why.append(f"Every arm fine-tuned at ten times the paper's rate: {faster.verdict} ({faster.measured}).")
+        why.append(f"Every arm fine-tuned at ten times the learning rate: {faster.verdict} ({faster.measured}).")
     if other.verdict not in (UNKNOWN, found.verdict):
         why.append(f"By {in_words(second)}: {other.verdict} ({other.measured}).")
     return Finding(found.measured, found.verdict, sentences(*why), found.number)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHADES', 'READINGS', 'BEGIN', 'END', 'QUESTIONS', 'link', 'what_is_missing', 'tally_verdicts', 'claims_page',
-           'listed', 'pretrain_or_not', 'against_linear', 'as_far_as_run', 'gains_by_use', 'at_another_rate',
-           'embedding_alone', 'which_method', 'how_many_labels', 'beyond_the_label', 'linear_or_not', 'what_it_cost',
-           'elsewhere', 'few_are', 'said', 'findings', 'replace_block', 'block_of', 'replace_in_notebook', 'published',
-           'publish']
+           'listed', 'said', 'pretrain_or_not', 'with_some_labels', 'against_linear', 'as_far_as_run', 'gains_by_use',
+           'at_another_rate', 'embedding_alone', 'which_method', 'how_many_labels', 'beyond_the_label',
+           'outcome_by_outcome', 'linear_or_not', 'what_it_cost', 'elsewhere', 'few_are', 'findings', 'replace_block',
+           'block_of', 'replace_in_notebook', 'published', 'publish']
 
 # %% ../nbs/87_findings.ipynb #cell-04
 import json
@@ -18,13 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from .advice import other_phenotypes, survival
+from .advice import against_genes, by_method, other_phenotypes, survival
 from .claims import METRIC, claims_table
 from .files import write_atomic
 from .lookup import (DATA_PARTS, METHODS, TABLES, TENFOLD, WAYS, best_linear, compared_at, each, few_labels,
                              gain, in_every_way, named, saved, versus, winners)
 from .report import FEW, LINEAR, count, data_name, in_words, label, markdown_table, read_runs
-from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, percent, read_tables,
+from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, interval, percent, read_tables,
                                select)
 
 # %% ../nbs/87_findings.ipynb #cell-06
@@ -55,9 +55,8 @@ def claims_page(
         figures = [name if verdict == UNKNOWN else link(name, folder)   # not drawn yet
                    for name, verdict in zip(rows["figure"], rows["verdict"], strict=True)]
         text = rows["claim"] + ("" if source == "ours" else " (paper, " + rows["reading"] + ")")
-        return markdown_table(pd.DataFrame({"claim": text, "measured here (95 % interval)": rows["measured"],
-                                            "verdict": "**" + rows["verdict"] + "**", "why": rows["why"],
-                                            "figure": figures}))
+        return markdown_table(pd.DataFrame({"claim": text, "verdict": "**" + rows["verdict"] + "**",
+                                            "measured here (95 % interval)": rows["measured"], "figure": figures}))
     rules, every = table.drop_duplicates("rule"), (HOLDS, FAILS, OPEN, UNKNOWN)
     return "\n".join([
         "# What holds of the paper, and how sure we are", "",
@@ -66,14 +65,22 @@ def claims_page(
         "corrected for the number of claims; a tie is not \"no effect\". Where a row averages intervals, their ends "
         "are averaged, which is cautious. The main comparison pretrains for the paper's epochs; where a "
         f"[part](../nbs/profiles/{runs['profile']}.yaml) pretrains for fewer, its row says so. VIME rebuilds its "
-        "inputs with a linear output, not the published sigmoid. Of the paper's claims and recommendations: "
-        f"{tally_verdicts(table[table['source'] != 'ours'])} {what_is_missing(runs)}".strip(), "",
-        "What surprised us is followed up in [Surprises](../nbs/91_surprises.ipynb).", "",
+        "inputs with a linear output, not the published sigmoid.", "",
+        "*Balanced accuracy*: the share found of each class, averaged over classes. *Paired*: both arms were asked "
+        "about the same patients. *Concordance*: in how many pairs of patients the one with the higher risk died "
+        "first. *Honest*: the part of the study that takes no shortcut and that others are compared with. *Luck of "
+        "the split*: with other patients in the three roles all numbers would move; few splits show little of it.", "",
+        f"**Of the paper's claims and recommendations:** {tally_verdicts(table[table['source'] != 'ours'])} "
+        f"{what_is_missing(runs)}".strip(), "",
+        "Why each verdict is what it is, with the best simple model beside it, stands [below](#why). What surprised us "
+        "is followed up in [Surprises](../nbs/91_surprises.ipynb).", "",
         "## Results of the paper", "", part("paper", *every), "## Recommendations of the paper", "",
         part("advice", *every),
         "## What we recommend", "", "Our advice is put to the data in the same way; this is what stood.", "",
         part("ours", HOLDS),
         "## What we expected, and could not show", "", part("ours", FAILS, OPEN, UNKNOWN),
+        "## Why", "",
+        *(f"- **{row.claim}** {row.why}" for row in table[table["verdict"] != UNKNOWN].itertuples()), "",
         "## Rules", "",
         *(f"- {'; '.join(table.loc[table['rule'] == rule, 'claim'].str.rstrip('.'))}: {rule}"
           for rule in rules["rule"]), "",
@@ -81,6 +88,11 @@ def claims_page(
 
 # %% ../nbs/87_findings.ipynb #cell-09
 def listed(names:list[str])->str: return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+def said(question:Callable[[Tables], str], tables:Tables)->str:
+    "The answer; nothing if it was not run."
+    try: return question(tables)
+    except NotRun: return ""
 
 def pretrain_or_not(tables:Tables)->str:
     "Should I pretrain? Yes, only against scratch, no, or not shown."
@@ -97,7 +109,26 @@ def pretrain_or_not(tables:Tables)->str:
     else: answer = "Not shown: with few labels no method is surely better than scratch."
     return f"**Should I pretrain?** {answer}"
 
-def against_linear(number:Interval)->str: return "=+−"[number.side()]
+def with_some_labels(
+    tables:Tables,
+    about:int=60,   # labelled samples that a reader may have
+)->str:
+    "Scores where the network from scratch, the best linear model and the best use of a pretrained one had few labels."
+    rows, over = select(tables, "label_curve", part="main", metric=METRIC), in_every_way(tables, METRIC, "scratch")
+    if not over: raise NotRun("no pretrained method was run")
+    share = rows.loc[(rows["n_labels"] - about).abs().idxmin(), "fraction"]
+    way, arm = max(over, key=lambda used: over[used].value)
+    part, mode = WAYS[way]
+    best = best_linear(tables, METRIC)
+    def score(part:str, arm:str, mode:str)->str:
+        return interval(select(tables, "label_curve", part=part, arm=arm, mode=mode, metric=METRIC, fraction=share),
+                        "mean").level()
+    n_labels = rows.loc[rows["fraction"] == share, "n_labels"].max()
+    return (f"With {n_labels:,} labels, for example, {named(best)} reaches {score('main', best, 'baseline')}, "
+            f"{label(arm)} {way} {score(part, arm, mode)}, the network from scratch "
+            f"{score('main', 'scratch', 'unfrozen')}.")
+
+def against_linear(number:Interval)->str: return ("a tie", "better", "worse")[number.side()]
 
 def as_far_as_run(arms:Iterable[str], ask:Callable[[str], Interval])->dict[str, Interval]:   # arm -> number
     "What is known of these arms."
@@ -115,18 +146,19 @@ def gains_by_use(tables:Tables)->str:
         return compared_at(tables, METRIC, arm, "baseline" if arm in LINEAR else "unfrozen", part=part, reference=other)
     ways = {way: partial(few, part=part, mode=mode) for way, (part, mode) in WAYS.items()} | {
         "fine-tuned, all labels": partial(all_labels, part="main"),
-        "fine-tuned at ten times the rate, all labels": partial(all_labels, part=TENFOLD)}
+        "fine-tuned at ten times the learning rate, all labels": partial(all_labels, part=TENFOLD)}
     rows = []
     for way, over in ways.items():
         linear, methods = (as_far_as_run(arms, partial(over, other="scratch")) for arms in (LINEAR, METHODS))
         if not linear or not methods: continue
         best = max(linear, key=lambda arm: linear[arm].value)
-        rows.append({"used how": way, "best linear model": f"{linear[best]}"}
+        rows.append({"used how": way, "best linear model": f"{linear[best]} {label(best)}"}
                     | {label(arm): f"{number} {against_linear(over(arm, best))}" for arm, number in methods.items()})
     if not rows: raise NotRun("no pretrained method was run")
-    return (f"Gain in {in_words(METRIC)} over the same network from scratch, which is trained at the same rate, "
-            f"{few_labels()}, in the last rows with all. The sign compares with the best linear model given the same "
-            "labels: + better, − worse, = a tie.\n\n" + markdown_table(pd.DataFrame(rows)))
+    return (f"Gain in {in_words(METRIC)} over the same network from scratch, fine-tuned at the same learning rate, "
+            f"{few_labels()}, in the last rows with all. The word compares with the best linear model given the same "
+            "labels. At the paper's learning rate training with few labels ends unfinished.\n\n"
+            + markdown_table(pd.DataFrame(rows)))
 
 def at_another_rate(tables:Tables)->str:
     "Whose gain changes sides where every arm is fine-tuned faster."
@@ -135,7 +167,7 @@ def at_another_rate(tables:Tables)->str:
     answer = f"Yes, for {listed(turned)}: the verdict is another" if turned else "Hardly: the verdicts are the same"
     return ("**Does that hang on how it is fine-tuned?** " + answer
             + ", against the network from scratch with few labels, when every arm is fine-tuned at ten times the "
-            "paper's rate.")
+            "paper's learning rate.")
 
 def embedding_alone(tables:Tables)->str:
     "What a linear model makes of the frozen embedding, against the same model on the genes or their components."
@@ -163,7 +195,7 @@ def which_method(tables:Tables)->str:
 READINGS = {   # labels saved: in words -> part, target
     "to reach the best score from scratch": ("main", "best"),
     "to come within one interval of the best score from scratch": ("main", "best minus interval"),
-    "to reach the best score from scratch, every arm at ten times the rate": (TENFOLD, "best")}
+    "to reach the best score from scratch, every arm at ten times the learning rate": (TENFOLD, "best")}
 
 def how_many_labels(tables:Tables)->str:
     "Labels saved by every method and by the linear models, for both targets and both rates, as a table."
@@ -175,8 +207,9 @@ def how_many_labels(tables:Tables)->str:
         sure += [f"{label(arm)} ({words})" for arm in METHODS if found[arm].low > 0]
         rows.append({"labels saved": words} | {label(arm): number.shares() for arm, number in found.items()})
     if not rows: raise NotRun("no share of labels saved")
-    return (f"**How many labels does it save?** {f'For sure only: {listed(sure)}' if sure else 'None for sure'}. "
-            "Negative: more are needed.\n\n" + markdown_table(pd.DataFrame(rows)))
+    surely = f"Surely more than none, of the pretrained: {listed(sure)}" if sure else "None of the pretrained, for sure"
+    return (f"**How many labels does it save?** {surely}. Fine-tuned networks and linear models; negative: more labels "
+            "are needed; never reached: not even with all labels.\n\n" + markdown_table(pd.DataFrame(rows)))
 
 def beyond_the_label(tables:Tables)->str:
     "What frozen embeddings say of other phenotypes and of survival, against the genes."
@@ -186,7 +219,18 @@ def beyond_the_label(tables:Tables)->str:
         except NotRun: continue
         answers.append(f"{name}: {words[found.verdict]}; {found.measured}.")
     if not answers: raise NotRun("no other phenotype")
-    return f"**Does an embedding tell more of other phenotypes than the genes?** {' '.join(answers)}"
+    return ("**Does an embedding tell more of other phenotypes than the genes?** " + " ".join(answers)
+            + said(outcome_by_outcome, tables))
+
+def outcome_by_outcome(tables:Tables)->str:
+    "The same differences with the fewest labels and with all, as a table."
+    every = against_genes(tables, METRIC)
+    chosen = every[every["fraction"].isin([every["fraction"].min(), every["fraction"].max()])]
+    rows = [{"outcome": f"{outcome}, {several['n_labels'].max():,} labels"}
+            | {arm: f"{number}" for arm, number in by_method(several).items()}
+            for (outcome, _), several in chosen.groupby(["outcome", "fraction"], sort=False)]
+    return ("\n\nEmbedding minus genes, by outcome, with the fewest labels and with all:\n\n"
+            + markdown_table(pd.DataFrame(rows)))
 
 def linear_or_not(tables:Tables)->str:
     "What logistic regression does with the same labels."
@@ -215,7 +259,8 @@ def elsewhere(tables:Tables)->str:
     for part in DATA_PARTS:
         try:
             best = best_linear(tables, METRIC, part)
-            row = {"data": data_name(part), "best linear model": f"{gain(tables, METRIC, best, part=part)}"}
+            row = {"data": data_name(part),
+                   "best linear model": f"{gain(tables, METRIC, best, part=part)} {label(best)}"}
             for arm in METHODS:
                 row[label(arm)] = (f"{gain(tables, METRIC, arm, part=part)} "
                                    f"{against_linear(versus(tables, METRIC, arm, best, part=part))}")
@@ -223,14 +268,13 @@ def elsewhere(tables:Tables)->str:
         rows.append(row)
     if len(rows) < 2: raise NotRun("no other data set")
     return (f"**And on other data?** Mean gain in {in_words(METRIC)} over the network from scratch {few_labels()}. "
-            "The sign compares with the best linear model: + better, − worse, = a tie. All at the paper's rate, at "
-            "which training with few labels ends unfinished.\n\n"
+            "The word compares with the best linear model. All at the paper's learning rate.\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 # %% ../nbs/87_findings.ipynb #cell-11
 BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
-QUESTIONS = (pretrain_or_not, gains_by_use, at_another_rate, which_method, how_many_labels, linear_or_not,
-             embedding_alone, beyond_the_label, elsewhere, what_it_cost)
+QUESTIONS = (pretrain_or_not, with_some_labels, gains_by_use, at_another_rate, which_method, how_many_labels,
+             linear_or_not, embedding_alone, beyond_the_label, elsewhere, what_it_cost)
 
 def few_are(tables:Tables)->str:
     "How many labels \"few\" are."
@@ -240,10 +284,6 @@ def few_are(tables:Tables)->str:
     if counts.empty: return ""
     return (f" Few labels: the mean along the curve up to a share of {percent(FEW)}, {counts.min():,} to "
             f"{counts.max():,} labels (a share is rounded up in every class).")
-
-def said(question:Callable[[Tables], str], tables:Tables)->str:
-    try: return question(tables)
-    except NotRun: return ""
 
 def findings(
     tables:Tables,
@@ -255,8 +295,9 @@ def findings(
     if claims is None: claims = claims_table(tables)
     folder, facts = f"{up}figures/{runs['profile']}", runs["data"]
     rows, theirs = facts["rows"], claims[claims["source"] != "ours"]
-    known = {"tcga-mirna": "TCGA small RNA (`tcga-mirna`), not the mRNA of the paper"}
-    genes = f"{facts['n_genes']:,} features, " if "n_genes" in facts else ""
+    known = {"tcga-mirna": "TCGA small RNA (`tcga-mirna`; its microRNAs are called genes here), not the mRNA of the "
+                           "paper"}
+    genes = f"{facts['n_genes']:,} genes, " if "n_genes" in facts else ""
     about = (f"Measured on {known.get(runs['dataset'], runs['dataset'])}: {genes}{facts['n_samples']:,} samples of "
              f"{facts['n_patients']:,} patients, {len(facts['classes'])} classes; {rows['pretrain']:,} samples for "
              f"pretraining, {rows['train'] + rows['validation']:,} labelled ones for fine-tuning, {rows['test']:,} for "
@@ -264,15 +305,13 @@ def findings(
              "interval contains zero is a tie, \"surely\" says that it does not."
              + few_are(tables) + " Networks and linear models spend the same labels: a network keeps some to know when "
              "to stop. VIME rebuilds its inputs with a linear output, not the published sigmoid.")
-    def those(verdict:str)->str:
-        found = theirs[theirs["verdict"] == verdict]
-        other = found["at_tenfold_rate"].where(~found["at_tenfold_rate"].isin([verdict, UNKNOWN]), "")
-        return " ".join(f"{text}" + (f" (At ten times the rate it {rate}.)" if rate else "")
-                        for text, rate in zip(found["claim"], other, strict=True))
+    ran = theirs[theirs["verdict"] != UNKNOWN]
     verdicts = (f"**What holds of the paper?** {tally_verdicts(theirs)} "
-                f"[All claims with numbers, verdicts and reasons]({up}figures/claims.md).\n\n"
-                + "\n".join(f"- {verdict.capitalize()}: {those(verdict)}" for verdict in (HOLDS, FAILS)
-                            if those(verdict)))
+                f"[All claims with numbers, verdicts and reasons]({up}figures/claims.md)."
+                + ("\n\n" + markdown_table(pd.DataFrame({
+                    "claim or advice of the paper": ran["claim"], "verdict": ran["verdict"],
+                    "at ten times the learning rate": ran["at_tenfold_rate"].replace(UNKNOWN, "–")}))
+                   if len(ran) else ""))
     made = (f"*Written by [table_claims]({up}nbs/figures/table_claims.ipynb) from the tables in "
             f"[figures/data/{runs['profile']}]({up}figures/data/{runs['profile']}); our advice: "
             f"[table_recommendations]({up}nbs/figures/table_recommendations.ipynb). How to read it: "
@@ -280,7 +319,8 @@ def findings(
             f"[Surprises]({up}nbs/91_surprises.ipynb).*")
     headline = f"[![Networks against logistic regression]({folder}/fig_headline.png)]({folder}/fig_headline.md)"
     answers = [said(question, tables) for question in QUESTIONS]
-    parts = [about, *answers[:2], headline, *answers[3:], verdicts, what_is_missing(runs), made]
+    parts = [about, " ".join(filter(None, answers[:2])), answers[2], headline, *answers[3:], verdicts,
+             what_is_missing(runs), made]
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
 # %% ../nbs/87_findings.ipynb #cell-14

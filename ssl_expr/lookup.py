@@ -103,8 +103,8 @@ def compared_at(tables:Tables, metric:str, arm:str, mode:str, fraction:float=1.0
 
 # %% ../nbs/83_lookup.ipynb #2746c953
 WAYS = {   # in which a pretrained encoder is put to use -> part and mode in the tables
-    "fine-tuned": ("main", "unfrozen"), "fine-tuned at ten times the rate": (TENFOLD, "unfrozen"),
-    "fine-tuned at one embedding size": (UNIT_SIZE, "unfrozen"), "frozen under a head": ("main", "frozen"),
+    "fine-tuned": ("main", "unfrozen"), "fine-tuned at ten times the learning rate": (TENFOLD, "unfrozen"),
+    "fine-tuned with the embedding rescaled": (UNIT_SIZE, "unfrozen"), "frozen under a head": ("main", "frozen"),
     "under a linear probe": ("main", "linear probe")}
 
 def in_every_way(
@@ -153,13 +153,13 @@ def at_ten_times_the_rate(tables:Tables, metric:str, arm:str)->str:
     "The same number where every arm was fine-tuned at ten times the paper's rate."
     try: found = gain(tables, metric, arm, part=TENFOLD)
     except NotRun: return ""
-    return f"{label(arm)} fine-tuned at ten times the paper's rate, as the network from scratch then is too: {found}."
+    return f"{label(arm)} fine-tuned at ten times the learning rate, as the network from scratch then is too: {found}."
 
 def at_one_size(tables:Tables, metric:str, arm:str)->str:
     "The same number where every arm's embedding was first brought to one size."
     try: found = gain(tables, metric, arm, part=UNIT_SIZE)
     except NotRun: return ""
-    return (f"With every arm's embedding brought to one size before fine-tuning, at the paper's rate: {found} "
+    return (f"With every arm's embedding rescaled before fine-tuning, at the paper's learning rate: {found} "
             f"({count(int(select(tables, 'gains', part=UNIT_SIZE, arm=arm)['n_splits'].min()), 'split')}).")
 
 def repeats(tables:Tables, part:str="main", name:str="gains", **where:Any)->str:
@@ -181,7 +181,8 @@ def cut_short(tables:Tables, name:str)->str:
 def of_length(tables:Tables, metric:str)->dict[str, Interval]:   # arm -> gain over scratch
     "What SCARF gains at few labels, by number of epochs."
     rows = select(tables, "gains", part=LENGTHS, reference="scratch", metric=metric, upto=FEW, mode="unfrozen")
-    return {row.arm: Interval(row.gain, row.low, row.high) for row in rows.itertuples() if row.arm.startswith("scarf")}
+    found = {row.arm: Interval(row.gain, row.low, row.high) for row in rows.itertuples()}
+    return {arm: found[arm] for arm in (*SHORTER, "scarf", *found) if arm in found and arm.startswith("scarf")}
 
 def by_length(tables:Tables, metric:str)->str:
     "The same in a sentence; empty: it was not run."
