@@ -25,21 +25,22 @@ from .splits import Split
 
 # %% ../nbs/50_baselines.ipynb #cell-06
 class TunedLogistic(ClassifierMixin, BaseEstimator):
-    "Logistic regression (L2), classes of equal weight; C by cross-validation, `default_C` if a class has one sample."
+    "Logistic regression (L2); C by cross-validation, `default_C` if a class has one sample."
     def __init__(
         self,
         grid: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10.), # values of C to choose from
         default_C: float = 1.,    # where a class has one sample; scikit-learn's default
         folds: int = 3,           # of the inner cross-validation, at most
         max_iter: int = 10_000,   # enough for the weakest penalty to converge
+        class_weight: str | None = "balanced", # classes of equal weight | None: samples of equal weight
         random_state: int = 0,    # of the folds
     ):
         self.grid, self.default_C, self.folds = grid, default_C, folds
-        self.max_iter, self.random_state = max_iter, random_state
+        self.max_iter, self.class_weight, self.random_state = max_iter, class_weight, random_state
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> "TunedLogistic":
         "Choose C on these rows, then fit on all of them."
-        model = LogisticRegression(C=self.default_C, class_weight="balanced", max_iter=self.max_iter)
+        model = LogisticRegression(C=self.default_C, class_weight=self.class_weight, max_iter=self.max_iter)
         folds = min(self.folds, np.unique(y, return_counts=True)[1].min())
         if folds > 1:
             parts = StratifiedKFold(folds, shuffle=True, random_state=self.random_state)
@@ -92,6 +93,7 @@ def fit_baseline(
     repeats: int = 5,           # per fraction
     seed: int = 0,
     vary_subset: bool = True,   # repeats vary the label subset too; False = one nested order (paper)
+    like_for_like: bool = False, # on a network's terms: no validation rows to learn from, samples of equal weight
 ) -> pd.DataFrame: # fraction, repeat, n_labels, epochs, sample (row of X), truth, p0, p1, ...
     "Fit a baseline at every label fraction, on the label subsets of `finetune`, and predict the test samples."
     known = baselines()
@@ -99,11 +101,12 @@ def fit_baseline(
     X, y = check_matrix(X, "X"), np.asarray(y)
     check_labels(y, split, len(X))
     estimator = known[name](X[split.pretrain], seed)
-    seeds = [key for key in estimator.get_params() if key.endswith("random_state")]
+    def named(ending: str) -> list[str]: return [key for key in estimator.get_params() if key.endswith(ending)]
+    terms = dict.fromkeys(named("class_weight")) if like_for_like else {}
     frames = []
     for run in plan_runs(y, split, fractions, repeats, seed, vary_subset):
-        rows = np.concatenate([run.train, run.validation])
+        rows = run.train if like_for_like else np.concatenate([run.train, run.validation])
         model: Any = clone(estimator)
-        model.set_params(**dict.fromkeys(seeds, run.seed)).fit(X[rows], y[rows])
+        model.set_params(**dict.fromkeys(named("random_state"), run.seed), **terms).fit(X[rows], y[rows])
         frames.append(prediction_frame(run, model.predict_proba(X[split.test]), split.test, y, epochs=0))
     return pd.concat(frames, ignore_index=True)

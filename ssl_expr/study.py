@@ -32,6 +32,7 @@ DEFAULTS:dict[str, Any] = dict(
     arms={"scratch": {}},            # arm -> method, variant, epochs, settings ...; without a method: from scratch
     fine_tuning={},                  # fractions, repeats and optimiser: see `finetune`
     baselines=[],                    # names known to `baselines`
+    like_for_like=False,             # True: baselines on a network's terms: see `fit_baseline`
     linear_probe=False,              # True: logistic regression on every frozen encoder, too
     replacement_arms=[],             # arms that are compared in Fig. S6 and left out of Fig. 3
     architectures={},                # arms, depths, widths and fractions of Fig. 4
@@ -281,7 +282,7 @@ class Plan:
                     values = own["encoder"] | sweep | dict(encoder=encoder, seed=seed)
                     self._add("linear_probe", folder, values, needs, **here)
             if own["baselines"]:
-                values = sweep | dict(baselines=own["baselines"], seed=seed)
+                values = sweep | dict(baselines=own["baselines"], like_for_like=own["like_for_like"], seed=seed)
                 self._add("baselines", f"{base}/baselines/seed{seed}", values, (prepared,), seed=seed, **where)
         if not self.of("geometry"):
             shown = {arm: encoder for arm, encoder in encoders.items() if arm not in own["replacement_arms"]}

@@ -60,6 +60,29 @@ def test_a_fit_sees_the_labelled_rows_of_its_run_and_no_others(problem, name):
     assert not fit_baseline(name, X, y, split, [0.45], 1).equals(fit_baseline(name, noisy, y, split, [0.45], 1))
 
 
+@pytest.mark.parametrize("name", baselines())
+def test_on_a_networks_terms_validation_rows_teach_nothing_and_spent_labels_are_the_same(problem, name):
+    X, y, split = problem
+    run = plan_runs(y, split, [0.45], 1)[0]
+    split = replace(split, pretrain=run.train)
+    def fit(X, terms): return fit_baseline(name, X, y, split, [0.45], 1, like_for_like=terms)
+    noisy = X.copy()
+    noisy[run.validation] = 30
+    assert fit(X, True).equals(fit(noisy, True)) and not fit(X, False).equals(fit(noisy, False))
+    assert (fit(X, True)["n_labels"] == fit(X, False)["n_labels"]).all()
+
+
+def test_on_a_networks_terms_samples_weigh_alike(problem):
+    X, y, split = problem
+    common, rare = (split.train[(y[split.train] == 0) == chosen] for chosen in (True, False))
+    split = replace(split, train=np.concatenate([common, *(rare[y[rare] == c][:3] for c in np.unique(y[rare]))]))
+    run = plan_runs(y, split, [1.0], 1)[0]
+    C = TunedLogistic(random_state=run.seed, class_weight=None).fit(X[run.train], y[run.train]).C_
+    by_hand = LogisticRegression(C=C, max_iter=10_000).fit(X[run.train], y[run.train])
+    table = fit_baseline("logistic-genes", X, y, split, [1.0], 1, like_for_like=True)
+    np.testing.assert_allclose(table[PROBABILITIES], by_hand.predict_proba(X[split.test]), atol=1e-6)
+
+
 def test_logistic_pca_is_pca_on_the_pretraining_rows_and_a_logistic_regression(problem):
     X, y, split = problem
     pca = PCA(G, random_state=0).fit(X[split.pretrain])
