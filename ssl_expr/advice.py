@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['unfreezing', 'fine_tune_unfrozen', 'leads', 'vime_with_caution', 'linear_first', 'against_genes', 'by_method',
-           'other_phenotypes', 'survival', 'pairing', 'shortcut', 'faster_scratch', 'turned', 'full_length',
-           'whole_protocol']
+           'other_phenotypes', 'survival_minus', 'survival', 'pairing', 'shortcut', 'faster_scratch', 'turned',
+           'full_length', 'whole_protocol']
 
 # %% ../nbs/85_advice.ipynb #fd5fbf16
 from collections.abc import Callable, Iterable
@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 import pandas as pd
 
 from .lookup import (DATA_PARTS, LENGTHS, METHODS, SHORTER, TENFOLD, at_ten_times_the_rate, beside, best_linear,
-                             each, few_labels, gain, in_every_way, named, of_length, repeats, sentences, versus,
-                             winners)
+                             each, few_labels, gain, in_every_way, named, of_length, on_equal_terms, repeats,
+                             sentences, versus, winners)
 from .report import FEW, count, data_name, in_order, in_words, label
 from .verdicts import (FAILS, HOLDS, MINUS, OPEN, Finding, Interval, NotRun, Tables, all_of, any_of, interval,
                                select)
@@ -37,19 +37,16 @@ def leads(
     "Is this method better than the other two, and than no pretraining, on these data?"
     def judge(tables:Tables, metric:str)->Finding:
         others = [*(method for method in METHODS if method != arm), "scratch"]
-        rows = []
+        found = {}
         for part in parts:
-            try: rows += [vars(versus(tables, metric, arm, other, part=part)) | dict(part=part, other=other)
-                          for other in others]
+            try: found[part] = {other: versus(tables, metric, arm, other, part=part) for other in others}
             except NotRun: continue
-        if not rows: raise NotRun("the methods were not compared on these data")
-        table = pd.DataFrame(rows)
-        found = {other: interval(numbers, "value") for other, numbers in table.groupby("other", sort=False)}
-        ran = list(dict.fromkeys(table["part"]))
-        measured = "; ".join(f"{label(arm)} minus {label(other)} {number}" for other, number in found.items())
-        return Finding(f"{measured} ({few_labels()}; {', '.join(map(data_name, ran))})",
-                       all_of(*(number.side() for number in found.values())),
-                       sentences(*(f"On {data_name(part)}: {beside(tables, metric, arm, part)}" for part in ran)))
+        if not found: raise NotRun("the methods were not compared on these data")
+        measured = "; ".join(f"{data_name(part)}: " + ", ".join(f"minus {label(other)} {number}" for other, number
+                                                               in numbers.items()) for part, numbers in found.items())
+        return Finding(f"{label(arm)} on {measured}; {few_labels()}",
+                       all_of(*(number.side() for numbers in found.values() for number in numbers.values())),
+                       sentences(*(f"On {data_name(part)}: {beside(tables, metric, arm, part)}" for part in found)))
     return judge
 
 def vime_with_caution(tables:Tables, metric:str)->Finding:
@@ -76,15 +73,20 @@ def linear_first(tables:Tables, metric:str)->Finding:
     told = {f"{label(arm)} {way}": number for (way, arm), number in against.items()}
     return Finding(f"{named(best)} {over} over the network from scratch, {few_labels()}", verdict,
                    sentences(f"Pretrained minus the best linear model with the same labels: {each(told)}.",
-                             f"Surely better than it: {better or 'none'}.", repeats(tables, arm=best)), over)
+                             f"Surely better than it: {better or 'none'}.", on_equal_terms(tables, metric),
+                             repeats(tables, arm=best)), over)
 
-def against_genes(tables:Tables, metric:str)->pd.DataFrame:   # one row per outcome, method and share of the labels
+def against_genes(
+    tables:Tables,
+    metric:str,
+    *others:str,     # arms beside the methods: "logistic-pca", "scratch"
+)->pd.DataFrame:     # one row per outcome, arm and share of the labels
     "What frozen embeddings say of other phenotypes, minus what the genes say."
-    return select(tables, "phenotypes", reference="logistic-genes", metric=metric, arm=list(METHODS))
+    return select(tables, "phenotypes", reference="logistic-genes", metric=metric, arm=[*METHODS, *others])
 
 def by_method(rows:pd.DataFrame)->dict[str, Interval]:   # of `against_genes`, one share of the labels
     "Mean over outcomes."
-    return {label(arm): interval(rows[rows["arm"] == arm], "mean") for arm in METHODS if (rows["arm"] == arm).any()}
+    return {label(arm, "linear probe"): interval(rows[rows["arm"] == arm], "mean") for arm in in_order(rows["arm"])}
 
 def other_phenotypes(tables:Tables, metric:str)->Finding:
     "For tumour or normal, and for subtypes: is a frozen embedding worse than the genes?"
@@ -99,22 +101,27 @@ def other_phenotypes(tables:Tables, metric:str)->Finding:
                              f"{verdicts.count(0)} ties in {count(len(verdicts), 'comparison')}.",
                              repeats(dict(phenotypes=rows), "main", "phenotypes")))
 
+def survival_minus(tables:Tables, reference:str, *arms:str)->dict[str, Interval]:   # arm in words -> difference
+    "Concordance within cancer types of these arms minus that of a reference, paired."
+    found = select(tables, "survival", cancer_type="all", reference=reference, arm=list(arms)).set_index("arm")
+    return {label(arm, "frozen"): Interval(*found.loc[arm, ["concordance", "low", "high"]])
+            for arm in in_order(found.index)}
+
 def survival(tables:Tables, metric:str)->Finding:
     "Is a frozen embedding worse than the genes in ordering patients by survival?"
-    rows = select(tables, "survival", cancer_type="all")
-    def minus(reference:str, *arms:str)->dict[str, Interval]:
-        found = rows[rows["reference"].eq(reference) & rows["arm"].isin(arms)]
-        return {label(row.arm): Interval(row.concordance, row.low, row.high) for row in found.itertuples()}
-    found, of_pca, of_both = minus("genes", *METHODS), minus("pca", *METHODS), minus("genes", "pca")
-    if not found: raise NotRun("no embedding was compared with the genes")
+    rows, found = select(tables, "survival", cancer_type="all"), survival_minus(tables, "genes", *METHODS)
+    def as_said(*which:str)->str:
+        try: return each(survival_minus(tables, *which))
+        except NotRun: return ""
+    of_pca, of_both = as_said("pca", *METHODS), as_said("genes", "pca")
     alone = rows[rows["reference"].isna() | rows["reference"].eq("")]
     level = "; ".join(f"{label(row.arm, 'frozen')} {Interval(row.concordance, row.low, row.high).level()}"
                       for row in alone.itertuples())
     first = rows.iloc[0]
     return Finding(f"embedding minus genes: {each(found)} in concordance within cancer types",
                    all_of(*(-number.side() for number in found.values())),
-                   sentences(f"Minus the components of a PCA: {each(of_pca)}." if of_pca else "",
-                             f"Those minus genes: {each(of_both)}." if of_both else "",
+                   sentences(f"Minus the components of a PCA: {of_pca}." if of_pca else "",
+                             f"Those minus genes: {of_both}." if of_both else "",
                              f"Concordance: {level}. {first['n_patients']:,} patients, {first['n_events']:,} deaths, "
                              f"{count(int(first['n_splits']), 'split')}; intervals by resampling patients."))
 

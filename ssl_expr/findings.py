@@ -18,14 +18,14 @@ from typing import Any
 
 import pandas as pd
 
-from .advice import against_genes, by_method, other_phenotypes, survival
+from .advice import against_genes, by_method, other_phenotypes, survival, survival_minus
 from .claims import METRIC, claims_table
 from .files import write_atomic
-from .lookup import (DATA_PARTS, METHODS, TABLES, TENFOLD, WAYS, best_linear, compared_at, each, few_labels,
-                             gain, in_every_way, named, saved, versus, winners)
+from .lookup import (DATA_PARTS, EQUAL_TERMS, METHODS, TABLES, TENFOLD, WAYS, best_linear, compared_at, each,
+                             few_labels, gain, in_every_way, named, saved, versus, winners)
 from .report import FEW, LINEAR, count, data_name, in_words, label, markdown_table, read_runs
-from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, interval, percent, read_tables,
-                               select)
+from .verdicts import (FAILS, HOLDS, MINUS, OPEN, UNKNOWN, Interval, NotRun, Tables, interval, percent,
+                               read_tables, select)
 
 # %% ../nbs/87_findings.ipynb #cell-06
 def link(figure:str, folder:str)->str: return f"[{figure}]({folder}/{figure}.md)"
@@ -63,7 +63,7 @@ def claims_page(
         f"Data: {runs['dataset']}, profile `{runs['profile']}`, strict protocol. Differences are in {in_words(METRIC)} "
         "unless said otherwise. Verdicts follow from the intervals by the rules below, none is typed, and none is "
         "corrected for the number of claims; a tie is not \"no effect\". Where a row averages intervals, their ends "
-        "are averaged, which is cautious. The main comparison pretrains for the paper's epochs; where a "
+        "are averaged. The main comparison pretrains for the paper's epochs; where a "
         f"[part](../nbs/profiles/{runs['profile']}.yaml) pretrains for fewer, its row says so. VIME rebuilds its "
         "inputs with a linear output, not the published sigmoid.", "",
         "*Balanced accuracy*: the share found of each class, averaged over classes. *Paired*: both arms were asked "
@@ -114,7 +114,7 @@ def with_some_labels(
     about:int=60,   # labelled samples that a reader may have
 )->str:
     "Scores where the network from scratch, the best linear model and the best use of a pretrained one had few labels."
-    rows, over = select(tables, "label_curve", part="main", metric=METRIC), in_every_way(tables, METRIC, "scratch")
+    rows, over = select(tables, "label_curve", part="main", metric=METRIC), in_every_way(tables, METRIC)
     if not over: raise NotRun("no pretrained method was run")
     share = rows.loc[(rows["n_labels"] - about).abs().idxmin(), "fraction"]
     way, arm = max(over, key=lambda used: over[used].value)
@@ -124,9 +124,11 @@ def with_some_labels(
         return interval(select(tables, "label_curve", part=part, arm=arm, mode=mode, metric=METRIC, fraction=share),
                         "mean").level()
     n_labels = rows.loc[rows["fraction"] == share, "n_labels"].max()
+    scratch = [f"{score('main', 'scratch', 'unfrozen')} as in the paper"]
+    try: scratch.append(f"{score(TENFOLD, 'scratch', 'unfrozen')} at ten times the learning rate")
+    except NotRun: pass
     return (f"With {n_labels:,} labels, for example, {named(best)} reaches {score('main', best, 'baseline')}, "
-            f"{label(arm)} {way} {score(part, arm, mode)}, the network from scratch "
-            f"{score('main', 'scratch', 'unfrozen')}.")
+            f"{label(arm)} {way} {score(part, arm, mode)}, the network from scratch {listed(scratch)}.")
 
 def against_linear(number:Interval)->str: return ("a tie", "better", "worse")[number.side()]
 
@@ -145,6 +147,8 @@ def gains_by_use(tables:Tables)->str:
     def all_labels(arm:str, other:str, part:str)->Interval:
         return compared_at(tables, METRIC, arm, "baseline" if arm in LINEAR else "unfrozen", part=part, reference=other)
     ways = {way: partial(few, part=part, mode=mode) for way, (part, mode) in WAYS.items()} | {
+        f"{way}, linear models on its terms": partial(few, part=part, mode="unfrozen")
+        for way, part in EQUAL_TERMS.items()} | {
         "fine-tuned, all labels": partial(all_labels, part="main"),
         "fine-tuned at ten times the learning rate, all labels": partial(all_labels, part=TENFOLD)}
     rows = []
@@ -157,17 +161,18 @@ def gains_by_use(tables:Tables)->str:
     if not rows: raise NotRun("no pretrained method was run")
     return (f"Gain in {in_words(METRIC)} over the same network from scratch, fine-tuned at the same learning rate, "
             f"{few_labels()}, in the last rows with all. The word compares with the best linear model given the same "
-            "labels. At the paper's learning rate training with few labels ends unfinished.\n\n"
+            "labels; *on its terms*: it learns from the network's training rows only and weighs samples, not classes, "
+            "alike. At the paper's learning rate training with few labels ends unfinished.\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 def at_another_rate(tables:Tables)->str:
-    "Whose gain changes sides where every arm is fine-tuned faster."
-    turned = [label(arm) for arm in METHODS
-              if gain(tables, METRIC, arm).side() != gain(tables, METRIC, arm, part=TENFOLD).side()]
-    answer = f"Yes, for {listed(turned)}: the verdict is another" if turned else "Hardly: the verdicts are the same"
-    return ("**Does that hang on how it is fine-tuned?** " + answer
-            + ", against the network from scratch with few labels, when every arm is fine-tuned at ten times the "
-            "paper's learning rate.")
+    "What the gains become where every arm is fine-tuned faster, in pairs."
+    change = {arm: interval(select(tables, "shortcut_means", part=TENFOLD, metric=METRIC, mode="unfrozen", upto=FEW,
+                                   arm=f"{arm} {MINUS} scratch")) for arm in METHODS}
+    moved = [label(arm) for arm in METHODS if change[arm].side()]
+    told = each({label(arm): number for arm, number in change.items()})
+    return ("**Does that hang on how it is fine-tuned?** " + (f"Yes, for {listed(moved)}." if moved else "Hardly.")
+            + f" Ten times the paper's learning rate for every arm changes the gains {few_labels()}, by {told}.")
 
 def embedding_alone(tables:Tables)->str:
     "What a linear model makes of the frozen embedding, against the same model on the genes or their components."
@@ -181,16 +186,20 @@ def embedding_alone(tables:Tables)->str:
             f"embedding minus {named(best)} {few_labels()}: {each(numbers)}.")
 
 def which_method(tables:Tables)->str:
-    "The method with the highest mean gain in each way of use, and the highest of all."
-    found = in_every_way(tables, METRIC, "scratch")
+    "The method that stands highest against the best linear model, in each way of use and in all."
+    found = in_every_way(tables, METRIC)
     if not found: raise NotRun("no pretrained method was run")
-    best = {way: max((arm for other, arm in found if other == way), key=lambda arm: found[way, arm].value)
-            for way, _ in found}
-    first = max(best, key=lambda way: found[way, best[way]].value)
-    by_arm = {arm: [way for way in best if best[way] == arm] for arm in METHODS if arm in best.values()}
-    ways = "; ".join(f"{label(arm)} {listed(used)}" for arm, used in by_arm.items())
-    return (f"**With which method?** {label(best[first])} {first} gains most, {found[first, best[first]]} over the "
-            f"network from scratch. The highest gain in each way of use has: {ways}.")
+    used, method = max(found, key=lambda use: found[use].value)
+    def leaders(way:str)->str:   # the first, and whoever is tied with it
+        part, mode = WAYS[way]
+        arms = [arm for other, arm in found if other == way]
+        best = max(arms, key=lambda arm: found[way, arm].value)
+        tied = [arm for arm in arms if arm != best
+                and not versus(tables, METRIC, best, arm, part=part, mode=mode).side()]
+        return f"{way} {label(best)}" + (f" (a tie with {listed([label(arm) for arm in tied])})" if tied else "")
+    ways = "; ".join(leaders(way) for way in dict.fromkeys(way for way, _ in found))
+    return (f"**With which method?** Against the best linear model {label(method)} {used} comes out highest, "
+            f"{found[used, method]}. The best method in each way of use: {ways}.")
 
 READINGS = {   # labels saved: in words -> part, target
     "to reach the best score from scratch": ("main", "best"),
@@ -224,13 +233,16 @@ def beyond_the_label(tables:Tables)->str:
 
 def outcome_by_outcome(tables:Tables)->str:
     "The same differences with the fewest labels and with all, as a table."
-    every = against_genes(tables, METRIC)
+    every = against_genes(tables, METRIC, "logistic-pca", "scratch")
     chosen = every[every["fraction"].isin([every["fraction"].min(), every["fraction"].max()])]
     rows = [{"outcome": f"{outcome}, {several['n_labels'].max():,} labels"}
-            | {arm: f"{number}" for arm, number in by_method(several).items()}
+            | {arm.removesuffix(" + logistic"): f"{number}" for arm, number in by_method(several).items()}
             for (outcome, _), several in chosen.groupby(["outcome", "fraction"], sort=False)]
-    return ("\n\nEmbedding minus genes, by outcome, with the fewest labels and with all:\n\n"
-            + markdown_table(pd.DataFrame(rows)))
+    try: rows.append({"outcome": "survival (concordance)"} | {
+        arm: f"{number}" for arm, number in survival_minus(tables, "genes", *METHODS, "pca", "scratch").items()})
+    except NotRun: pass
+    return ("\n\nEmbedding minus genes, by outcome, with the fewest labels and with all, beside the components of a "
+            "PCA and an encoder that was never trained:\n\n" + markdown_table(pd.DataFrame(rows).fillna("–")))
 
 def linear_or_not(tables:Tables)->str:
     "What logistic regression does with the same labels."
@@ -259,7 +271,11 @@ def elsewhere(tables:Tables)->str:
     for part in DATA_PARTS:
         try:
             best = best_linear(tables, METRIC, part)
-            row = {"data": data_name(part),
+            curve = select(tables, "label_curve", part=part, metric=METRIC)
+            few, first = curve.loc[curve["fraction"] <= FEW, "n_labels"], curve.iloc[0]
+            row = {"data": data_name(part), "labels": f"{few.min():,} to {few.max():,}",
+                   "splits": f"{first['n_splits']}",
+                   "pretraining, test samples": f"{first['n_pretrain']:,}, {first['n_test']:,}",
                    "best linear model": f"{gain(tables, METRIC, best, part=part)} {label(best)}"}
             for arm in METHODS:
                 row[label(arm)] = (f"{gain(tables, METRIC, arm, part=part)} "
@@ -277,13 +293,15 @@ QUESTIONS = (pretrain_or_not, with_some_labels, gains_by_use, at_another_rate, w
              linear_or_not, embedding_alone, beyond_the_label, elsewhere, what_it_cost)
 
 def few_are(tables:Tables)->str:
-    "How many labels \"few\" are."
+    "How often all was repeated, and how many labels \"few\" are."
     try: rows = select(tables, "label_curve", part="main")
     except NotRun: return ""
     counts = rows.loc[rows["fraction"] <= FEW, "n_labels"]
     if counts.empty: return ""
-    return (f" Few labels: the mean along the curve up to a share of {percent(FEW)}, {counts.min():,} to "
-            f"{counts.max():,} labels (a share is rounded up in every class).")
+    splits, repeats = int(rows["n_splits"].min()), int(rows["n_repeats"].min())
+    return (f" {count(splits, 'split')} of patients, one encoder pretrained for each, {count(repeats, 'repeat')} of "
+            f"fine-tuning. Few labels: the mean along the curve up to a share of {percent(FEW)}, {counts.min():,} "
+            f"to {counts.max():,} labels (a share is rounded up in every class).")
 
 def findings(
     tables:Tables,
@@ -302,9 +320,9 @@ def findings(
              f"{facts['n_patients']:,} patients, {len(facts['classes'])} classes; {rows['pretrain']:,} samples for "
              f"pretraining, {rows['train'] + rows['validation']:,} labelled ones for fine-tuning, {rows['test']:,} for "
              f"testing. Patients are kept apart; {in_words(METRIC)}, 95 % intervals in brackets; a difference whose "
-             "interval contains zero is a tie, \"surely\" says that it does not."
-             + few_are(tables) + " Networks and linear models spend the same labels: a network keeps some to know when "
-             "to stop. VIME rebuilds its inputs with a linear output, not the published sigmoid.")
+             "interval contains zero is a tie, \"surely\" says that it does not; nothing is corrected for the number "
+             "of comparisons." + few_are(tables) + " Networks and linear models spend the same labels: a network keeps "
+             "some to know when to stop. VIME rebuilds its inputs with a linear output, not the published sigmoid.")
     ran = theirs[theirs["verdict"] != UNKNOWN]
     verdicts = (f"**What holds of the paper?** {tally_verdicts(theirs)} "
                 f"[All claims with numbers, verdicts and reasons]({up}figures/claims.md)."
