@@ -11,18 +11,9 @@ import pandas as pd
 import pytest
 
 from ssl_expr.claims import METRIC, NOT_RUN, PAPER_METRIC, claims, claims_table, examine
-from ssl_expr.findings import (
-    BEGIN,
-    END,
-    QUESTIONS,
-    findings,
-    gains_by_use,
-    publish,
-    published,
-    replace_block,
-    replace_in_notebook,
-)
+from ssl_expr.findings import QUESTIONS, findings, gains_by_use
 from ssl_expr.lookup import METHODS, TABLES, TENFOLD, versus
+from ssl_expr.pages import BEGIN, END, publish, published, replace_block, replace_in_notebook
 from ssl_expr.report import label, read_runs
 from ssl_expr.run import declared
 from ssl_expr.savings import gain_area
