@@ -572,6 +572,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ssl_expr.report': { 'ssl_expr.report.ByArm': ('report.html#byarm', 'ssl_expr/report.py'),
                                  'ssl_expr.report.ByArm.__init__': ('report.html#byarm.__init__', 'ssl_expr/report.py'),
                                  'ssl_expr.report.ByArm.__missing__': ('report.html#byarm.__missing__', 'ssl_expr/report.py'),
+                                 'ssl_expr.report.along_the_curve': ('report.html#along_the_curve', 'ssl_expr/report.py'),
                                  'ssl_expr.report.best_linear': ('report.html#best_linear', 'ssl_expr/report.py'),
                                  'ssl_expr.report.collected': ('report.html#collected', 'ssl_expr/report.py'),
                                  'ssl_expr.report.count': ('report.html#count', 'ssl_expr/report.py'),

@@ -224,7 +224,7 @@ def elsewhere(tables:Tables)->str:
             "The word compares with the best linear model. All at the paper's learning rate.\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
-# %% ../nbs/87_findings.ipynb #74574015
+# %% ../nbs/87_findings.ipynb #e85bd0d1
 QUESTIONS = (pretrain_or_not, with_some_labels, gains_by_use, at_another_rate, which_method, how_many_labels,
              linear_or_not, embedding_alone, beyond_the_label, elsewhere, what_it_cost)
 

@@ -6,7 +6,7 @@
 __all__ = ['SHADES', 'BEGIN', 'END', 'link', 'claims_page', 'replace_block', 'block_of', 'replace_in_notebook', 'published',
            'publish']
 
-# %% ../nbs/88_pages.ipynb #7c35db55
+# %% ../nbs/88_pages.ipynb #85099621
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .lookup import TABLES
 from .report import in_words, markdown_table, read_runs
 from .verdicts import FAILS, HOLDS, OPEN, UNKNOWN, read_tables
 
-# %% ../nbs/88_pages.ipynb #f26f4c41
+# %% ../nbs/88_pages.ipynb #7670b3c9
 def link(figure:str, folder:str)->str: return f"[{figure}]({folder}/{figure}.md)"
 
 SHADES = {HOLDS: "#D9EFE4", FAILS: "#FADCCB", OPEN: "#EEEEEE", UNKNOWN: "#FFFFFF"}   # verdict -> background of its cell
@@ -68,7 +68,7 @@ def claims_page(
           for rule in rules["rule"]), "",
         "Written by [table_claims](../nbs/figures/table_claims.ipynb) from the collected tables.", ""])
 
-# %% ../nbs/88_pages.ipynb #9c1fcb9c
+# %% ../nbs/88_pages.ipynb #c7da667b
 BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
 
 def replace_block(

@@ -17,6 +17,7 @@ from ssl_expr.data import toy
 from ssl_expr.objective import objectives
 from ssl_expr.prepare import prepare
 from ssl_expr.run import repository
+from ssl_expr.savings import gain_area
 
 KINDS = {"svg", "png", "csv", "md", "json"}
 RUNS = dict(profile="quick", dataset="toy", fingerprint="f00d", runs=[dict(target="results/quick/a.parquet")],
@@ -285,6 +286,15 @@ def test_the_best_linear_model_has_the_best_mean_at_few_labels(metric, best):
     assert report.best_linear(table, metric) == best
     assert report.best_linear(table.query("fraction == 1"), metric) != best, "no share is small: the others decide"
     assert report.best_linear(table.query("arm == 'scarf'"), metric) == "scratch"
+
+
+def test_the_best_linear_model_is_that_of_the_gains_where_shares_lie_unevenly():
+    means = {"logistic-genes": [0.7, 0.7, 0.5], "logistic-pca": [0.5, 0.5, 0.75]}   # ahead at two shares; over a range
+    table = pd.DataFrame(means, index=pd.Index([0.02, 0.03, 0.1], name="fraction")).melt(
+        var_name="arm", value_name="mean", ignore_index=False).reset_index()
+    ours, theirs = (table.query("arm == @arm")["mean"].to_numpy() for arm in means)
+    assert ours.mean() > theirs.mean() and gain_area([0.02, 0.03, 0.1], ours, theirs) < 0
+    assert report.best_linear(table) == "logistic-pca"
 
 
 def test_axes_say_so_where_lower_is_better():
