@@ -456,7 +456,7 @@ def test_without_a_linear_model_networks_are_compared_with_the_one_from_scratch(
     tables["difference"] = tables["difference"][tables["difference"]["reference"] == "scratch"]
     made_up.write(tmp_path/"data", tables)
     caption, numbers = draw("fig_headline", tmp_path/"data", tmp_path)
-    assert set(numbers.query("panel == 'difference'")["reference"]) == {"scratch"} and "Against from scratch" in caption
+    assert set(numbers.query("panel == 'fine-tuned'")["reference"]) == {"scratch"} and "Against from scratch" in caption
 
 
 def test_panels_of_other_data_leave_out_parts_that_only_bend_the_protocol(drawn):

@@ -365,8 +365,8 @@ def test_a_shortcut_tested_on_other_samples_is_not_called_paired():
     (lambda run: run.experiment == "geometry", {"strict": [0, 1, 2], "paper": [0]}, ["geometry"]),
     (lambda run: run.experiment == "phenotypes" and run.split, {"strict": [0, 1, 2], "paper": [0]},
      ["phenotypes on split 1", "phenotypes on split 2"]),
-    (lambda run: run.part == "honest" and run.split == 1, {"strict": [0, 1, 2], "paper": [0]},
-     ["strict split 1 of honest"]),
+    (lambda run: run.part == "split-by-sample" and run.split == 1, {"strict": [0, 1, 2], "paper": [0]},
+     ["strict split 1 of split-by-sample"]),
     (lambda run: run.arm == "scarf-marginal", {"strict": [0, 1, 2], "paper": [0]}, ["arm scarf-marginal"]),
     (lambda run: run.protocol == "paper", {"strict": [0, 1, 2]}, ["paper split 0"]),
 ])
