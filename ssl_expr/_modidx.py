@@ -266,6 +266,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ssl_expr.findings.how_many_labels': ('findings.html#how_many_labels', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.linear_or_not': ('findings.html#linear_or_not', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.listed': ('findings.html#listed', 'ssl_expr/findings.py'),
+                                   'ssl_expr.findings.on_its_terms': ('findings.html#on_its_terms', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.outcome_by_outcome': ('findings.html#outcome_by_outcome', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.pretrain_or_not': ('findings.html#pretrain_or_not', 'ssl_expr/findings.py'),
                                    'ssl_expr.findings.said': ('findings.html#said', 'ssl_expr/findings.py'),

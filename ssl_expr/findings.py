@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READINGS', 'QUESTIONS', 'listed', 'said', 'pretrain_or_not', 'with_some_labels', 'against_linear', 'as_far_as_run',
            'gains_by_use', 'at_another_rate', 'embedding_alone', 'which_method', 'how_many_labels', 'beyond_the_label',
-           'outcome_by_outcome', 'linear_or_not', 'what_it_cost', 'elsewhere', 'what_is_missing', 'tally_verdicts',
-           'few_are', 'findings']
+           'outcome_by_outcome', 'linear_or_not', 'on_its_terms', 'what_it_cost', 'elsewhere', 'what_is_missing',
+           'tally_verdicts', 'few_are', 'findings']
 
 # %% ../nbs/87_findings.ipynb #cell-04
 from collections.abc import Callable, Iterable
@@ -193,7 +193,14 @@ def linear_or_not(tables:Tables)->str:
               "No: the network from scratch is better." if over.side() < 0 else "Probably.")
     return (f"**Would logistic regression have done?** {answer} {named(best).capitalize()} gains {over} over the "
             f"network from scratch {few_labels()}. The highest against the best linear model is {label(arm)} {way}: "
-            f"{against[way, arm]}.")
+            f"{against[way, arm]}.{said(on_its_terms, tables)}")
+
+def on_its_terms(tables:Tables)->str:
+    "Who beats the best linear model where that learns as a network does."
+    found = {(way, arm): versus(tables, METRIC, arm, best_linear(tables, METRIC, part), part=part)
+             for way, part in EQUAL_TERMS.items() for arm in METHODS}
+    return (" A linear model that learns on the network's terms, from fewer labels and with samples weighed alike, is "
+            f"surely beaten by: {winners(found) or 'none'}.")
 
 def what_it_cost(tables:Tables)->str:
     "Runs and CPU hours of what is finished."

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from ssl_expr.claims import METRIC, NOT_RUN, PAPER_METRIC, claims, claims_table, examine
-from ssl_expr.findings import QUESTIONS, findings, gains_by_use
+from ssl_expr.findings import QUESTIONS, findings, gains_by_use, linear_or_not
 from ssl_expr.lookup import METHODS, TABLES, TENFOLD, versus
 from ssl_expr.pages import BEGIN, END, publish, published, replace_block, replace_in_notebook
 from ssl_expr.report import label, read_runs
@@ -146,6 +146,18 @@ def test_gains_stand_beside_the_best_linear_model_of_the_same_labels_and_rate(co
     against = select(tables, "difference", part="main", metric=metric, reference=best, mode="unfrozen", fraction=1.0)
     for row in against[against["arm"].isin(METHODS)].itertuples():
         assert rows[way][label(row.arm)].endswith("better" if row.low > 0 else "worse" if row.high < 0 else "a tie")
+
+
+def test_who_beats_a_linear_model_on_equal_terms_is_said(collected):
+    tables = read_tables(collected, TABLES)
+    assert "on the network's terms" not in linear_or_not(tables)
+    main, parts = tables["gains"].query("part == 'main'"), ("like-for-like", "like-for-like-tenfold")
+    equal = [main.assign(part=part) for part in parts]
+    equal[1] = equal[1].assign(**{column: equal[1][column] + 0.9*(equal[1]["arm"] == "vime")
+                                  for column in ("gain", "low", "high")})
+    answer = linear_or_not(tables | dict(gains=pd.concat([tables["gains"], *equal])))
+    told = answer.split("surely beaten by")[1]
+    assert "VIME fine-tuned at ten times the learning rate" in told and "BYOL" not in told
 
 
 def test_links_of_readme_and_front_page_lead_to_the_same_places(repository):
