@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from .lookup import (DATA_PARTS, LENGTHS, METHODS, SHORTER, TENFOLD, at_ten_times_the_rate, beside, best_linear,
+from .lookup import (DATA_PARTS, LENGTHS, METHODS, SHORTER, TENFOLD, as_far_as_run, beside, best_linear,
                              each, few_labels, gain, in_every_way, named, of_length, on_equal_terms, repeats,
                              sentences, versus, winners)
 from .report import FEW, count, data_name, in_order, in_words, label
@@ -37,10 +37,8 @@ def leads(
     "Is this method better than the other two, and than no pretraining, on these data?"
     def judge(tables:Tables, metric:str)->Finding:
         others = [*(method for method in METHODS if method != arm), "scratch"]
-        found = {}
-        for part in parts:
-            try: found[part] = {other: versus(tables, metric, arm, other, part=part) for other in others}
-            except NotRun: continue
+        found = as_far_as_run(parts, lambda part: {other: versus(tables, metric, arm, other, part=part)
+                                                   for other in others})
         if not found: raise NotRun("the methods were not compared on these data")
         measured = "; ".join(f"{data_name(part)}: " + ", ".join(f"minus {label(other)} {number}" for other, number
                                                                in numbers.items()) for part, numbers in found.items())
@@ -51,15 +49,12 @@ def leads(
 
 def vime_with_caution(tables:Tables, metric:str)->Finding:
     "Is there a data set on which VIME loses against the network from scratch?"
-    found = {}
-    for part in DATA_PARTS:
-        try: found[data_name(part)] = gain(tables, metric, "vime", part=part)
-        except NotRun: continue
+    found = as_far_as_run(DATA_PARTS, lambda part: gain(tables, metric, "vime", part=part))
     sides = [number.side() for number in found.values()]
-    return Finding(f"gain over scratch, {few_labels()}: {each(found)}", any_of(*(-side for side in sides)),
+    told = each({data_name(part): number for part, number in found.items()})
+    return Finding(f"gain over scratch, {few_labels()}: {told}", any_of(*(-side for side in sides)),
                    sentences(f"Below zero on {sides.count(-1)}, above on {sides.count(1)}, a tie on {sides.count(0)} "
-                             f"of {count(len(sides), 'data set')}, not corrected for their number.",
-                             at_ten_times_the_rate(tables, metric, "vime")))
+                             f"of {count(len(sides), 'data set')}, not corrected for their number."))
 
 # %% ../nbs/85_advice.ipynb #cell-34
 def linear_first(tables:Tables, metric:str)->Finding:

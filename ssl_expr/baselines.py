@@ -101,12 +101,13 @@ def fit_baseline(
     X, y = check_matrix(X, "X"), np.asarray(y)
     check_labels(y, split, len(X))
     estimator = known[name](X[split.pretrain], seed)
-    def named(ending: str) -> list[str]: return [key for key in estimator.get_params() if key.endswith(ending)]
-    terms = dict.fromkeys(named("class_weight")) if like_for_like else {}
+    seeds, weights = ([key for key in estimator.get_params() if key.endswith(ending)]
+                      for ending in ("random_state", "class_weight"))
+    terms = dict.fromkeys(weights) if like_for_like else {}
     frames = []
     for run in plan_runs(y, split, fractions, repeats, seed, vary_subset):
         rows = run.train if like_for_like else np.concatenate([run.train, run.validation])
         model: Any = clone(estimator)
-        model.set_params(**dict.fromkeys(named("random_state"), run.seed), **terms).fit(X[rows], y[rows])
+        model.set_params(**dict.fromkeys(seeds, run.seed), **terms).fit(X[rows], y[rows])
         frames.append(prediction_frame(run, model.predict_proba(X[split.test]), split.test, y, epochs=0))
     return pd.concat(frames, ignore_index=True)

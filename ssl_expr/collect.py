@@ -26,7 +26,7 @@ from .phenotypes import collect_phenotypes
 from .prepare import load_prepared
 from .pretrain import Training, training_settings
 from .run import repository
-from .savings import gain_area, gain_areas, saved
+from .savings import gain_areas, mean_along, saved
 from .study import COLLECTIONS, Plan, PlannedRun, parts_in, runs_behind
 
 # %% ../nbs/77_collect.ipynb #cell-06
@@ -246,14 +246,13 @@ def along_the_curve(
     difference:np.ndarray,  # (K, 6)
     draws:np.ndarray,       # (K, n_resamples, 6)
 )->pd.DataFrame:            # protocol, arm, mode, metric, upto, difference, low, high, n_splits, n_repeats
-    "Mean of a difference over label shares up to each of UPTO, as `gain_area` takes it, averaged in every resample."
+    "Mean of a difference over label shares up to each of UPTO, averaged in every resample."
     points, rows = points.reset_index(drop=True), []
     for key, curve in points.groupby(["protocol", "arm", "mode"], sort=False):
         curve = curve.sort_values("fraction")
         fractions, at = curve["fraction"].to_numpy(), curve.index.to_numpy()
         for upto in (upto for upto in UPTO if fractions[0] <= upto):
-            mean, drawn = (gain_area(fractions, values[at], np.zeros_like(values[at]), upto)
-                           for values in (difference, draws))
+            mean, drawn = (mean_along(fractions, values[at], upto) for values in (difference, draws))
             low, high = interval(drawn[None])
             rows += [dict(zip(["protocol", "arm", "mode"], key, strict=True)) | dict(
                 metric=metric, upto=upto, difference=mean[m], low=low[0, m], high=high[0, m],

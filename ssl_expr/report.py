@@ -6,10 +6,10 @@
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
            'METRIC_WORDS', 'SIGNS', 'FEW', 'LINEAR', 'PAPER_THRESHOLD', 'MEASURED', 'SPELLED', 'LIMIT', 'ByArm',
            'label', 'in_order', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks',
-           'legend_below', 'best_linear', 'along_the_curve', 'shares', 'standing', 'collected', 'read', 'read_runs',
-           'of_protocol', 'remark', 'write_caption', 'count', 'data_name', 'idle', 'describe', 'describe_intervals',
-           'shortened', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table', 'markdown_table',
-           'save_table', 'draw_box', 'draw_arrow']
+           'legend_below', 'best_linear', 'shares', 'standing', 'collected', 'read', 'read_runs', 'of_protocol',
+           'remark', 'write_caption', 'count', 'data_name', 'idle', 'describe', 'describe_intervals', 'shortened',
+           'tally', 'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table', 'markdown_table', 'save_table',
+           'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
@@ -24,7 +24,6 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,6 +33,7 @@ from PIL import Image
 
 from .metrics import LOWER_IS_BETTER
 from .run import provenance
+from .savings import mean_along
 from .files import atomic, read_json
 
 # %% ../nbs/70_report.ipynb #cell-05
@@ -205,17 +205,10 @@ def best_linear(
     "The linear model with the best mean along the curve of few labels, or along all of it where no share is small."
     few = curves[curves["fraction"] <= FEW]
     compared = curves if few.empty else few
-    found = {arm: along_the_curve(curve) for arm, curve in compared.groupby("arm") if arm in LINEAR}
+    found = {arm: mean_along(curve["fraction"], curve["mean"])
+             for arm, curve in compared.sort_values("fraction").groupby("arm") if arm in LINEAR}
     if not found: return "scratch"
     return str((min if metric in LOWER_IS_BETTER else max)(found, key=lambda arm: found[arm]))
-
-def along_the_curve(
-    curve:pd.DataFrame,   # columns fraction and mean, of one arm
-)->float:
-    "Mean score over the range of label fractions (trapezoids), as gains are averaged."
-    curve = curve.sort_values("fraction")
-    width = np.ptp(curve["fraction"])
-    return float(np.trapezoid(curve["mean"], curve["fraction"])/width if width else curve["mean"].mean())
 
 def shares(
     chosen:Iterable[float],   # label fractions

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tables', 'MINUS', 'HOLDS', 'FAILS', 'OPEN', 'UNKNOWN', 'NotRun', 'read_tables', 'select', 'signed', 'percent',
-           'Interval', 'interval', 'share_of', 'all_of', 'any_of', 'tie_or_not', 'Finding']
+           'Interval', 'interval', 'share_of', 'all_of', 'any_of', 'in_a_word', 'tie_or_not', 'Finding']
 
 # %% ../nbs/82_verdicts.ipynb #cell-04
 from collections.abc import Iterable, Mapping
@@ -142,12 +142,17 @@ def any_of(
     return HOLDS if max(sides) > 0 else FAILS if max(sides) < 0 else OPEN
 
 # %% ../nbs/82_verdicts.ipynb #cell-23
+def in_a_word(
+    found:Interval,   # a difference
+)->str:
+    "better, worse or a tie."
+    return ("a tie", "better", "worse")[found.side()]
+
 def tie_or_not(
     found:Interval,   # a difference
 )->str:
-    "better, worse or a tie, and what a tie leaves possible."
-    if found.side(): return "better" if found.side() > 0 else "worse"
-    return f"a tie (between {signed(found.low)} and {signed(found.high)})"
+    "The same, and what a tie leaves possible."
+    return in_a_word(found) + ("" if found.side() else f" (between {signed(found.low)} and {signed(found.high)})")
 
 # %% ../nbs/82_verdicts.ipynb #4e66d359
 @dataclass(frozen=True)
