@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['unfreezing', 'fine_tune_unfrozen', 'leads', 'vime_with_caution', 'linear_first', 'against_genes', 'by_method',
-           'other_phenotypes', 'survival_minus', 'survival', 'pairing', 'shortcut', 'faster_scratch', 'turned',
-           'full_length', 'whole_protocol']
+           'other_phenotypes', 'survival_minus', 'survival', 'pairing', 'changed', 'shortcut', 'faster_scratch',
+           'turned', 'full_length', 'whole_protocol', 'protocol_lifts']
 
 # %% ../nbs/85_advice.ipynb #fd5fbf16
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pandas as pd
 
-from .lookup import (DATA_PARTS, LENGTHS, METHODS, SHORTER, TENFOLD, as_far_as_run, beside, best_linear,
-                             each, few_labels, gain, in_every_way, named, of_length, on_equal_terms, repeats,
-                             sentences, versus, winners)
+from .evaluate import OVER_SCRATCH
+from .lookup import (DATA_PARTS, LENGTHS, METHODS, SHORTER, STEPS, TENFOLD, WHOLE, as_far_as_run, beside,
+                             best_linear, each, few_labels, gain, in_every_way, named, of_length, on_equal_terms,
+                             repeats, sentences, versus, winners)
 from .report import FEW, count, data_name, in_order, in_words, label
-from .verdicts import (FAILS, HOLDS, MINUS, OPEN, Finding, Interval, NotRun, Tables, all_of, any_of, interval,
+from .verdicts import (FAILS, HOLDS, OPEN, Finding, Interval, NotRun, Tables, all_of, any_of, interval,
                                select)
 
 # %% ../nbs/85_advice.ipynb #9a018664
@@ -124,6 +126,13 @@ def pairing(rows:pd.DataFrame)->str:
     "Were both sides of a shortcut tested on the same samples?"
     return "Paired." if rows["paired"].astype(str).eq("True").all() else "Other test samples, so not paired."
 
+def changed(rows:pd.DataFrame)->tuple[dict[str, Interval], dict[str, Interval]]:   # arm in words -> change
+    "Of a table of changes: of every score, and of every gain over the network from scratch."
+    found = {of_gain: {named(row.arm.removesuffix(OVER_SCRATCH)): Interval(row.difference, row.low, row.high)
+                       for row in rows.itertuples() if row.arm.endswith(OVER_SCRATCH) == of_gain}
+             for of_gain in (False, True)}
+    return found[False], found[True]
+
 def shortcut(
     part:str,           # of the study
     of_gain:bool=False, # True: what it does to the gain of pretraining, else to the scores
@@ -132,13 +141,9 @@ def shortcut(
     "Does one ingredient of the paper's protocol, or another setting of both arms, change what is reported?"
     def judge(tables:Tables, metric:str)->Finding:
         rows = select(tables, "shortcut_means", part=part, metric=metric, mode=["unfrozen", "baseline"], upto=1.0)
-        gains = rows["arm"].str.contains(MINUS)   # "scarf-short − scratch": the change of a gain
         touched = (rows[["low", "high"]] != 0).any(axis=1)   # a simple model knows no rate and no epoch
-        rows = rows[(rows["mode"] == "unfrozen") | (touched & ~gains)]
-        def changes(chosen:pd.DataFrame)->dict[str, Interval]:
-            return {named(row.arm.removesuffix(f" {MINUS} scratch")): Interval(row.difference, row.low, row.high)
-                    for row in chosen.itertuples()}
-        scores, gained = changes(rows[~gains[rows.index]]), changes(rows[gains[rows.index]])
+        rows = rows[(rows["mode"] == "unfrozen") | (touched & ~rows["arm"].str.endswith(OVER_SCRATCH))]
+        scores, gained = changed(rows)
         if not scores or not gained: raise NotRun(f"shortcut {part} is incomplete")
         found, where, other, elsewhere = scores, "scores", gained, "gain over scratch"
         if of_gain: found, where, other, elsewhere = other, elsewhere, found, where
@@ -199,6 +204,32 @@ def whole_protocol(tables:Tables, metric:str)->Finding:
     def score(protocol:str)->Interval:
         return interval(select(dict(protocols=rows), "protocols", protocol=protocol, arm=both), "mean")
     found = score("paper") - score("strict")
+    def with_few_labels()->str:
+        of = dict(part="main", metric=metric, mode=["unfrozen", "baseline"], upto=FEW)
+        try: scores, _ = changed(select(tables, WHOLE, **of))
+        except NotRun: return ""
+        return f"W{few_labels()[1:]}: {each(scores)}."
     return Finding(f"paper minus strict {found} in {in_words(metric)}, all labels", all_of(found.side()),
                    sentences(f"Mean of {', '.join(map(label, in_order(both)))}. Other test samples, so not in pairs.",
-                             repeats(dict(protocols=rows), "main", "protocols")), found)
+                             with_few_labels(), repeats(dict(protocols=rows), "main", "protocols")), found)
+
+def protocol_lifts(
+    arm:str,   # a pretrained arm
+)->Callable[[Tables, str], Finding]:
+    "Does it gain more over the network from scratch under the paper's protocol than under the strict one?"
+    def judge(tables:Tables, metric:str)->Finding:
+        of:dict[str, Any] = dict(metric=metric, mode="unfrozen", upto=FEW)
+        rows = select(tables, WHOLE, part="main", **of)
+        gained = changed(rows)[1]
+        if named(arm) not in gained: raise NotRun(f"{arm} was not run under both protocols")
+        found = gained.pop(named(arm))
+        def alone(part:str)->Interval:
+            return interval(select(tables, "shortcut_means", part=part, arm=arm + OVER_SCRATCH, **of))
+        steps = {STEPS[part]: number for part, number in as_far_as_run(STEPS, alone).items()}
+        return Finding(f"gain of {label(arm)} over scratch, {few_labels()}: paper minus strict {found}",
+                       all_of(found.side()),
+                       sentences("This advice was written after these numbers were seen, on the same split.",
+                                 f"The others: {each(gained)}." if gained else "",
+                                 f"One step of the paper's preprocessing alone: {each(steps)}." if steps else "",
+                                 pairing(rows), repeats(tables, name=WHOLE, **of)), found)
+    return judge

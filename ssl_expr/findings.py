@@ -17,10 +17,11 @@ import pandas as pd
 
 from .advice import against_genes, by_method, other_phenotypes, survival, survival_minus
 from .claims import METRIC, claims_table
+from .evaluate import OVER_SCRATCH
 from .lookup import (DATA_PARTS, EQUAL_TERMS, METHODS, TENFOLD, WAYS, as_far_as_run, best_linear, compared_at,
                              each, few_labels, gain, in_every_way, named, saved, versus, winners)
 from .report import FEW, LINEAR, count, data_name, in_words, label, markdown_table
-from .verdicts import (FAILS, HOLDS, MINUS, OPEN, UNKNOWN, Interval, NotRun, Tables, in_a_word, interval,
+from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, in_a_word, interval,
                                percent, select)
 
 # %% ../nbs/87_findings.ipynb #cell-09
@@ -94,7 +95,7 @@ def gains_by_use(tables:Tables)->str:
 def at_another_rate(tables:Tables)->str:
     "What the gains become where every arm is fine-tuned faster, in pairs."
     change = {arm: interval(select(tables, "shortcut_means", part=TENFOLD, metric=METRIC, mode="unfrozen", upto=FEW,
-                                   arm=f"{arm} {MINUS} scratch")) for arm in METHODS}
+                                   arm=arm + OVER_SCRATCH)) for arm in METHODS}
     moved = [label(arm) for arm in METHODS if change[arm].side()]
     told = each({label(arm): number for arm, number in change.items()})
     return ("**Does that hang on how it is fine-tuned?** " + (f"Yes, for {listed(moved)}." if moved else "Hardly.")

@@ -115,6 +115,7 @@ def prepare(
     min_class_size:int=15,           # classes with fewer samples lose their label (they still serve pretraining)
     labelled_only:bool=False,        # True: rows without a label are left out altogether (the paper's sample list)
     quantile:bool=False,             # strict: quantile normalisation against the training rows (paper: always)
+    max_missing:float=0.0,           # strict: largest share of missing training values a gene may have (paper: 1)
     batch:str="",                    # paper only: annotation whose shifts ComBat removes in each class; empty: none
     test_share:float=0.2,            # share of the labelled patients in the test set
     validation_share:float=0.15,     # share of the labelled patients that select the epoch, to the nearest fold
@@ -141,7 +142,8 @@ def prepare(
     rows = make_split(labels, kept_together, protocol, split, *shares, disjoint_pretraining, min_class_size,
                       roles.may_pretrain if pretrain_on else None)
     fitted_on = np.arange(len(used)) if "fit-on-everything" in shortcuts else fitting_rows(rows, protocol)
-    steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None, quantile=quantile)
+    steps = preprocessor(protocol, adata.uns["units"], n_genes=genes or None, quantile=quantile,
+                         max_missing=max_missing)
     X = torch.from_numpy(_matrix(steps, adata.X, used, fitted_on, batches, labels))
     classes = sorted(set(labels) - {None})
     codes = np.array([classes.index(name) if name else -1 for name in labels])

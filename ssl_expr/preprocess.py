@@ -156,6 +156,8 @@ class GeneFilter(_GeneStep):
     def _learn(self, X:np.ndarray) -> None:
         if self.n_top is not None and self.n_top < 1:
             raise ValueError(f"the number of genes to keep must be at least 1, got {self.n_top}")
+        if not 0 <= self.max_missing <= 1:
+            raise ValueError(f"max_missing is a share of the training values, from 0 to 1, got {self.max_missing}")
         super()._learn(X)
         seen = self.moments_
         keep = ((seen.n_rows - seen.n_present)/seen.n_rows <= self.max_missing) & (seen.high > seen.low)
@@ -244,6 +246,7 @@ def preprocessor(
     units:str="counts",          # of the matrix: counts, log2(counts+1), TPM, FPKM, RPM, CPM, RSEM, log2(...)
     n_genes:int|None=None,       # keep the most variable genes (all if there are fewer), None = all
     quantile:bool=False,         # strict: quantile normalisation too, against the fitting rows (paper: always)
+    max_missing:float=0.0,       # strict: largest share of missing fitting values a gene may have (paper: 1)
 )->Pipeline:                     # unfitted; fit it on `splits.fitting_rows`
     "The steps that `protocol` needs for numbers in these units."
     known = _understood(units)
@@ -252,7 +255,7 @@ def preprocessor(
         depth:list[tuple[str, Any]] = [("depth", DepthNormalise())] if known.quantity == "counts" else []
         if depth and known.log: depth, log = [("unlog", UndoLog2()), *depth], [("log", Log2())]
         first, top = (None, [("quantile", QuantileNormalise()), *_top(n_genes)]) if quantile else (n_genes, [])
-        steps = [*depth, *log, ("genes", GeneFilter(n_top=first)), ("fill", FillMissing()), *top,
+        steps = [*depth, *log, ("genes", GeneFilter(max_missing, first)), ("fill", FillMissing()), *top,
                  ("scale", ZScore(clip=True))]
     elif protocol == "paper":
         steps = [("genes", GeneFilter(max_missing=1.0)), ("fill", FillMissing()), *log,

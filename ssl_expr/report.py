@@ -31,6 +31,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.textpath import TextPath
 from PIL import Image
 
+from .evaluate import OVER_SCRATCH  # noqa: F401  figure notebooks use it
 from .metrics import LOWER_IS_BETTER
 from .run import provenance
 from .savings import mean_along

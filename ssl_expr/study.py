@@ -389,8 +389,8 @@ class Collection(NamedTuple):
     compared: bool = False        # made of parts with `against` only, and reads the runs of both
 
 COLLECTIONS = dict(
-    curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols"),
-                      ("label_curve", "linear_probe", "baselines")),
+    curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols",
+                       "protocol_change", "protocol_change_means"), ("label_curve", "linear_probe", "baselines")),
     shortcuts=Collection(("shortcuts", "shortcut_means"), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
     pretraining_sizes=Collection(("pretraining_size", "pretraining_size_difference"), ("pretraining_sizes",)),

@@ -86,9 +86,9 @@ def savings(table, rng):
     return pd.DataFrame(rows)
 
 
-def shortcuts(methods, fractions, rng, n_train):
+def shortcuts(methods, fractions, rng, n_train, parts=SHORTCUTS):
     rows = []
-    for number, part in enumerate(SHORTCUTS if methods else ()):
+    for number, part in enumerate(parts if methods else ()):
         for metric in METRIC_WORDS:
             for arm in ("scratch", *methods, *BASELINES, *(f"{method} − scratch" for method in methods)):
                 mode = "baseline" if arm in BASELINES else "unfrozen"
@@ -169,7 +169,9 @@ def tables(methods=METHODS, fractions=FULL, few=FEW, parts=PARTS, shortcut_metho
                      "mode != 'baseline'").assign(part="main"))
     found = {name: table[["part", *table.columns.drop("part")]] for name, table in found.items()}
     taken = shortcuts(shortcut_methods, (0.05, 0.2, 1.0), rng, 880)
-    return found | dict(shortcuts=taken, shortcut_means=along_the_curve(taken))
+    change = shortcuts(methods, fractions, rng, 880, parts=("main",)).assign(against="strict protocol", paired=False)
+    return found | dict(shortcuts=taken, shortcut_means=along_the_curve(taken), protocol_change=change,
+                        protocol_change_means=along_the_curve(change))
 
 
 def write(folder, found, parts=PARTS, main=MAIN, profile="study"):

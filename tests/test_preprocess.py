@@ -176,6 +176,16 @@ def test_strict_may_normalise_quantiles_against_the_training_rows_only():
     assert pipeline.transform(data).shape == (120, 20)
 
 
+def test_strict_may_keep_genes_with_gaps_and_fills_them_by_their_training_mean():
+    X = toy(100, n_genes=30).X.copy()
+    X[:20, 3] = X[0, 4] = np.nan                     # of 80 training rows: a quarter, and one
+    kept = {share: preprocessor("strict", "TPM", max_missing=share).fit(X[:80]) for share in (0, 0.1, 0.25)}
+    missing = {share: 30 - steps["genes"].kept_.sum() for share, steps in kept.items()}
+    assert missing == {0: 2, 0.1: 1, 0.25: 0}
+    np.testing.assert_allclose(kept[0.25].transform(X)[:20, 3], 0, atol=1e-6)    # the mean, scaled
+    with pytest.raises(ValueError, match="from 0 to 1, got 20"): preprocessor("strict", "TPM", max_missing=20).fit(X)
+
+
 @pytest.mark.parametrize("units, advice", [("z-score", "before scaling"), ("Z-score of log2", "before scaling"),
                                            ("unknown", "state the units"), ("", "state the units")])
 @pytest.mark.parametrize("protocol", ["strict", "paper"])

@@ -356,6 +356,39 @@ def test_a_shortcut_tested_on_other_samples_is_not_called_paired():
     with pytest.raises(ValueError, match="in common"): collect.in_common(part(0), part(0).assign(split=1))
 
 
+def accuracies(protocol, first, rates, split=0, n=200):
+    "Predictions of two classes by arm; `rates`: the share that each arm calls rightly."
+    frames = []
+    for arm, right in rates.items():
+        truth = np.arange(n) % 2
+        called = np.where(np.arange(n) < right*n, truth, 1 - truth)
+        frames += [pd.DataFrame(dict(
+            protocol=protocol, split=split, arm=arm, mode="unfrozen", fraction=fraction, repeat=0, n_labels=20,
+            sample=range(first, first + n), patient=[f"p{i}" for i in range(first, first + n)], truth=truth,
+            called=called, log_loss=0.5, confidence=0.9, auroc=0.8)) for fraction in (0.1, 1.0)]
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_whole_protocol_s_change_is_that_of_two_independent_estimates():
+    paper = accuracies("paper", 500, dict(scratch=0.7, scarf=0.9))
+    strict = accuracies("strict", 0, dict(scratch=0.8, scarf=0.8))
+    aside = accuracies("strict", 900, dict(scratch=0.1, scarf=0.1), split=1)   # a split that `paper` did not run
+    tables = collect.protocol_changes(pd.concat([paper, strict, aside], ignore_index=True))
+    change = tables["protocol_change"].query("metric == 'accuracy' and fraction == 1").set_index("arm")
+    expected = {"scratch": -0.1, "scarf": 0.1, "scarf − scratch": 0.2}
+    assert {arm: round(value, 6) for arm, value in change["difference"].items()} == expected
+    assert not change["paired"].any() and set(change["against"]) == {"strict protocol"}
+    alone = [2*1.96*np.sqrt(right*(1 - right)/200) for right in (0.7, 0.8)]
+    width = change.loc["scratch", "high"] - change.loc["scratch", "low"]
+    assert abs(width/np.hypot(*alone) - 1) < 0.1
+    assert set(tables["protocol_change_means"]["upto"]) == {0.1, 0.3, 1.0}
+
+
+def test_one_protocol_alone_leaves_an_empty_table_of_changes():
+    tables = collect.protocol_changes(accuracies("strict", 0, dict(scratch=0.8)))
+    assert all(table.empty and {"arm", "difference", "verdict"} <= set(table) for table in tables.values())
+
+
 # ------------------------------------------------------------------------------------- an unfinished study
 
 @pytest.mark.parametrize("missing, splits, unfinished", [
