@@ -68,19 +68,26 @@ def test_scores_are_those_of_scikit_learn():
         assert abs(row["auroc"] - exact) < 2e-5
 
 
+def centred(draws, estimate):
+    """Resamples of the calibration error, the last metric, without what drawing adds on average."""
+    return draws - np.append(np.zeros(5), draws[:, 5].mean() - estimate[5])
+
+
 def test_every_resample_is_scikit_learn_on_copied_rows():
     predictions = predictions_of(mostly, arms=("scratch",), fractions=(0.5,), n_test=12, samples_per_patient=2)
     drawn = resample(predictions, n_resamples=60, seed=3)
     patients = np.unique(predictions["patient"])
-    weights, absent = _draw(len(patients), 60, 3), 0
+    weights, absent, expected = _draw(len(patients), 60, 3), 0, []
     for b in range(60):
         times = pd.Series(weights[b + 1], patients)[predictions["patient"]].astype(int)
         rows = predictions.loc[predictions.index.repeat(times)]
         absent += rows["truth"].nunique() < predictions["truth"].nunique()
-        np.testing.assert_allclose(drawn.draws[0, b, :3], by_sklearn(rows)[:3], rtol=1e-5)
-        np.testing.assert_allclose(drawn.draws[0, b, EXACT], by_sklearn(rows)[EXACT], atol=5e-4)
+        expected.append(by_sklearn(rows))
         pseudo = score_samples(predictions)["auroc"].astype(float)[rows.index]
         np.testing.assert_allclose(drawn.draws[0, b, METRICS.index("auroc")], pseudo.mean(), rtol=1e-5)
+    expected = centred(np.array(expected), by_sklearn(predictions))
+    np.testing.assert_allclose(drawn.draws[0, :, :3], expected[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(drawn.draws[0][:, EXACT], expected[:, EXACT], atol=5e-4)
     assert absent > 0, "some resample should lack a class, or that case is not tested"
 
 
@@ -89,18 +96,30 @@ def test_splits_and_repeats_are_drawn_too():
     drawn = resample(predictions, n_resamples=20, seed=1)
     patients = np.unique(predictions["patient"])
     patient_weight, split_weight = _draw(len(patients), 20, 1), _draw(3, 20, 1, 1)
+    totals = np.zeros((21, 6))
     for b in range(21):
-        total = np.zeros(6)
         for s in range(3):
             repeat_weight = _draw(2, 20, 1, 2, s, 2)[b]
             for r in range(2):
                 part = predictions[(predictions["split"] == s) & (predictions["repeat"] == r)]
                 times = pd.Series(patient_weight[b], patients)[part["patient"]].astype(int)
                 rows = part.loc[part.index.repeat(times)]
-                total += split_weight[b, s]/3*repeat_weight[r]/2*by_sklearn(rows)
-        values = drawn.mean[0] if b == 0 else drawn.draws[0, b - 1]
-        np.testing.assert_allclose(values[:3], total[:3], rtol=1e-5)
-        np.testing.assert_allclose(values[EXACT], total[EXACT], atol=5e-4)
+                totals[b] += split_weight[b, s]/3*repeat_weight[r]/2*by_sklearn(rows)
+    values, expected = np.vstack([drawn.mean[0], drawn.draws[0]]), np.vstack([totals[:1], centred(totals[1:], totals[0])])
+    np.testing.assert_allclose(values[:, :3], expected[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(values[:, EXACT], expected[:, EXACT], atol=5e-4)
+
+
+def test_the_interval_of_a_small_calibration_error_holds_the_estimate():
+    """Probabilities that are right: drawing again adds noise to every bin, and would lift all resamples above it."""
+    rng, n = np.random.default_rng(4), 400
+    confidence = rng.uniform(0.5, 1, n)
+    truth = (rng.random(n) > confidence).astype(int)
+    frame = pd.DataFrame(dict(protocol="strict", split=0, arm="scarf", mode="unfrozen", fraction=1.0, repeat=0,
+                              n_labels=9, epochs=1, sample=range(n), patient=[f"p{i}" for i in range(n)], truth=truth,
+                              p0=confidence, p1=1 - confidence))
+    curve = label_curves(frame).set_index("metric").loc["calibration_error"]
+    assert curve["low"] < curve["mean"] < curve["high"] < curve["mean"] + 0.05
 
 
 def test_raw_and_scored_predictions_give_the_same_tables(tmp_path):
