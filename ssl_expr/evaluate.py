@@ -111,7 +111,9 @@ def _resample_protocol(frame: pd.DataFrame, n_classes: int, n_resamples: int, se
                 norm[k] += weight*np.isfinite(values[:, place])  # a resample may miss all patients of a split
     with np.errstate(invalid="ignore"): averages = total/norm
     mean, draws = averages[:, 0], averages[:, 1:]
-    for m in UNCENTRED: draws[:, :, m] += mean[:, [m]] - np.nanmean(draws[:, :, m], axis=1, keepdims=True)
+    for m in UNCENTRED:
+        added = np.nanmean(draws[:, :, m], axis=1, keepdims=True) - mean[:, [m]]
+        draws[:, :, m] = np.maximum(draws[:, :, m] - added, 0)
     return Resamples(points.assign(n_test=round(float(np.mean(n_test)))), mean, draws)
 
 # %% ../nbs/55_evaluate.ipynb #cell-18
