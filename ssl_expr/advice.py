@@ -15,8 +15,8 @@ import pandas as pd
 
 from .evaluate import OVER_SCRATCH
 from .lookup import (DATA_PARTS, LENGTHS, METHODS, SHORTER, STEPS, TENFOLD, WHOLE, as_far_as_run, beside,
-                             best_linear, each, few_labels, gain, in_every_way, named, of_length, on_equal_terms,
-                             repeats, sentences, versus, winners)
+                             best_linear, each, few_labels, gain, in_every_way, kept_epoch, named, of_length,
+                             on_equal_terms, repeats, sentences, versus, winners)
 from .report import FEW, count, data_name, in_order, in_words, label
 from .verdicts import (FAILS, HOLDS, OPEN, Finding, Interval, NotRun, Tables, all_of, any_of, interval,
                                select)
@@ -137,6 +137,7 @@ def shortcut(
     part:str,           # of the study
     of_gain:bool=False, # True: what it does to the gain of pretraining, else to the scores
     lowers:bool=False,  # True: the claim is that it lowers
+    of_epoch:bool=False,# True: the epoch is chosen otherwise, so say which one is kept
 )->Callable[[Tables, str], Finding]:
     "Does one ingredient of the paper's protocol, or another setting of both arms, change what is reported?"
     def judge(tables:Tables, metric:str)->Finding:
@@ -155,7 +156,8 @@ def shortcut(
         return Finding(f"on the {where}: {each(found)}; {in_words(metric)}, mean along the curve", all_of(*sides),
                        sentences(f"On the {elsewhere}: {each(other)}.",
                                  f"Compared with {data_name(other_part)}.",
-                                 *(without(arm) for arm in arms if arm in SHORTER), pairing(rows),
+                                 *(without(arm) for arm in arms if arm in SHORTER),
+                                 f"There {kept_epoch(tables, other_part)}." if of_epoch else "", pairing(rows),
                                  repeats(dict(shortcut_means=rows), part, "shortcut_means")))
     return judge
 

@@ -117,7 +117,7 @@ def our_advice()->list[Claim]:
         Claim("fit-on-training", "Fit scalers and gene choice on training rows: all rows raise the scores.", "", bought,
               ALL_RULE, shortcut("fit-on-everything"), "ours"),
         Claim("select-on-validation", "Choose the epoch on validation samples: the test set raises the scores.", "",
-              bought, ALL_RULE, shortcut("test-selection"), "ours"),
+              bought, ALL_RULE, shortcut("test-selection", of_epoch=True), "ours"),
         Claim("tuned-baseline", "Tune the network from scratch, too: at ten times the paper's learning rate it does "
               "better with few labels.", "", bought, GAIN_RULE, faster_scratch, "ours"),
         Claim("tuned-gain", "At ten times the learning rate for every arm, less is left to gain from pretraining.", "",

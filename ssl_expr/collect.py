@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'UPTO', 'MAPPED', 'RUN_OF_BOTH', 'SHARE_OR_SPAN', 'COLLECTORS', 'predictions_of', 'by_cell', 'gains',
-           'curves', 'with_epochs', 'architectures', 'pretraining_sizes', 'corruption', 'grid', 'class_table',
-           'classes', 'settings', 'thinned', 'embeddings', 'history', 'costs', 'in_common', 'along_the_curve',
-           'changes', 'shortcuts', 'protocol_changes', 'behind', 'collect', 'smaller']
+           'epochs_kept', 'curves', 'with_epochs', 'architectures', 'pretraining_sizes', 'corruption', 'grid',
+           'class_table', 'classes', 'settings', 'thinned', 'embeddings', 'history', 'costs', 'in_common',
+           'along_the_curve', 'changes', 'shortcuts', 'protocol_changes', 'behind', 'collect', 'smaller']
 
 # %% ../nbs/77_collect.ipynb #cell-03
 import json
@@ -20,6 +20,7 @@ import pandas as pd
 
 from .evaluate import OVER_SCRATCH, Resamples, against, differences, interval, label_curves, resample, verdicts
 from .files import atomic, write_atomic
+from .finetune import FineTuning
 from .metrics import METRICS
 from .objective import objectives
 from .phenotypes import collect_phenotypes
@@ -74,8 +75,18 @@ def gains(
     columns = ["protocol", "arm", "mode", "reference", "metric", "upto", "gain", "low", "high"]
     return table.assign(verdict=verdicts(table)).reindex(columns=[*columns, "verdict", "n_splits", "n_repeats"])
 
+def epochs_kept(
+    predictions:pd.DataFrame,   # of a part
+    most:int,                   # epochs that a run may take
+)->pd.DataFrame:                # protocol, arm, mode, fraction, epoch (median over runs), most
+    "Whose weights fine-tuning kept: the last epochs where it ends unfinished."
+    trained = predictions[predictions["epochs"] > 0]
+    point = ["protocol", "arm", "mode", "fraction"]
+    runs = trained.groupby([*point, "split", "repeat"], as_index=False)["epochs"].first()
+    return runs.groupby(point, as_index=False).agg(epoch=("epochs", "median")).assign(most=most)
+
 def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
-    "Label curves with intervals, paired differences, and the share of labels saved."
+    "Label curves with intervals, paired differences, epochs kept, and the share of labels saved."
     everything, own = predictions_of(plan, runs), plan.parts[runs[0].part]
     aside = own["replacement_arms"]
     predictions = everything[~everything["arm"].isin(aside)]
@@ -89,6 +100,7 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     common = set.intersection(*(set(part["split"]) for _, part in predictions.groupby("protocol")))
     tables["protocols"] = label_curves(predictions[predictions["split"].isin(common)])  # where both protocols ran
     tables |= protocol_changes(predictions)
+    tables["epochs"] = epochs_kept(predictions, own["fine_tuning"].get("epochs", FineTuning().epochs))
     references = [name for name in ("scratch", *own["baselines"]) if name in set(predictions["arm"])]
     linear = [name for name in references if name == "scratch" or name.startswith("logistic")]
     pretrained = [arm for arm, recipe in own["arms"].items() if "method" in recipe and arm not in aside]

@@ -19,7 +19,7 @@ from .advice import against_genes, by_method, other_phenotypes, survival, surviv
 from .claims import METRIC, claims_table
 from .evaluate import OVER_SCRATCH
 from .lookup import (DATA_PARTS, EQUAL_TERMS, METHODS, TENFOLD, WAYS, as_far_as_run, best_linear, compared_at,
-                             each, few_labels, gain, in_every_way, named, saved, versus, winners)
+                             each, few_labels, gain, in_every_way, kept_epoch, named, saved, versus, winners)
 from .report import FEW, LINEAR, count, data_name, in_words, label, markdown_table
 from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, in_a_word, interval,
                                percent, select)
@@ -89,7 +89,7 @@ def gains_by_use(tables:Tables)->str:
     return (f"Gain in {in_words(METRIC)} over the same network from scratch, fine-tuned at the same learning rate, "
             f"{few_labels()}, in the last rows with all. The word compares with the best linear model given the same "
             "labels; *on its terms*: it learns from the network's training rows only and weighs samples, not classes, "
-            "alike. At the paper's learning rate training with few labels ends unfinished.\n\n"
+            f"alike. At the paper's learning rate, {few_labels()}, {kept_epoch(tables, upto=FEW)}.\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 def at_another_rate(tables:Tables)->str:
@@ -105,7 +105,7 @@ def embedding_alone(tables:Tables)->str:
     "What a linear model makes of the frozen embedding, against the same model on the genes or their components."
     best = best_linear(tables, METRIC)
     against = {arm: versus(tables, METRIC, arm, best, mode="linear probe") for arm in (*METHODS, "scratch")}
-    words = {1: "better", 0: "as good", -1: "worse"}
+    words = {1: "better", 0: "a tie", -1: "worse"}
     answer = "; ".join(f"{words[side]}: {listed(arms)}" for side in words if (
         arms := [label(arm, "linear probe") for arm, number in against.items() if number.side() == side]))
     numbers = {label(arm, "linear probe"): number for arm, number in against.items()}

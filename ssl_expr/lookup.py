@@ -6,7 +6,8 @@
 __all__ = ['METHODS', 'VARIANTS', 'LENGTHS', 'SHORTER', 'UNIT_SIZE', 'TENFOLD', 'WHOLE', 'STEPS', 'TABLES', 'ALIKE', 'TRANSFERS',
            'DATA_PARTS', 'WAYS', 'EQUAL_TERMS', 'made_up_gains', 'as_far_as_run', 'gain', 'versus', 'best_linear',
            'saved', 'compared_at', 'in_every_way', 'winners', 'named', 'each', 'on_equal_terms', 'beside', 'variants',
-           'at_one_size', 'repeats', 'cut_short', 'of_length', 'by_length', 'few_labels', 'sentences', 'contrast']
+           'at_one_size', 'repeats', 'kept_epoch', 'cut_short', 'of_length', 'by_length', 'few_labels', 'sentences',
+           'contrast']
 
 # %% ../nbs/83_lookup.ipynb #8adfdecd
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,7 @@ STEPS = {   # parts that take one step of the paper's preprocessing, in words
     "quantile-normalised": "quantile normalisation", "incomplete-genes": "genes with missing values kept"}
 TABLES = ("gains", "label_curve", "difference", "labels_saved", "architecture", "spectra", "pretraining_size",
           "pretraining_size_difference", "corruption", "corruption_difference", "replacement", "phenotypes", "survival",
-          "shortcuts", "shortcut_means", "protocols", WHOLE, "costs")   # what claims and findings are read from
+          "shortcuts", "shortcut_means", "protocols", WHOLE, "epochs", "costs")   # of claims and findings
 ALIKE = ("main", "organs", "colorectal")   # pretrained and fine-tuned on the same kind of samples
 TRANSFERS = ("unseen-cohorts", "tcga-to-gtex", "gtex-to-tcga")
 DATA_PARTS = ("main", "organs", *TRANSFERS, "colorectal")
@@ -189,6 +190,12 @@ def repeats(tables:Tables, part:str="main", name:str="gains", **where:Any)->str:
     luck = ("; the luck of the single split is not in the interval" if splits == 1 else
             "; of so few splits the interval holds their luck in part only" if splits < 5 else "")
     return f"{count(splits, 'split')}, {count(times, 'repeat')} each{luck}."
+
+def kept_epoch(tables:Tables, part:str="main", upto:float=1.0)->str:
+    "Does fine-tuning end because it is done, or because its epochs are over?"
+    rows = select(tables, "epochs", part=part, mode="unfrozen")
+    kept = rows.loc[rows["fraction"] <= upto, "epoch"].median()
+    return f"the median network keeps epoch {kept:.0f} of at most {rows['most'].max():.0f}"
 
 def cut_short(tables:Tables, name:str)->str:
     "For how many of the published epochs the methods were pretrained; empty: for all, or nobody says."

@@ -170,8 +170,10 @@ def tables(methods=METHODS, fractions=FULL, few=FEW, parts=PARTS, shortcut_metho
     found = {name: table[["part", *table.columns.drop("part")]] for name, table in found.items()}
     taken = shortcuts(shortcut_methods, (0.05, 0.2, 1.0), rng, 880)
     change = shortcuts(methods, fractions, rng, 880, parts=("main",)).assign(against="strict protocol", paired=False)
+    curve = found["label_curve"]
+    epochs = curve.loc[curve["mode"] == "unfrozen", ["part", "protocol", "arm", "mode", "fraction"]].drop_duplicates()
     return found | dict(shortcuts=taken, shortcut_means=along_the_curve(taken), protocol_change=change,
-                        protocol_change_means=along_the_curve(change))
+                        protocol_change_means=along_the_curve(change), epochs=epochs.assign(epoch=97.0, most=100))
 
 
 def write(folder, found, parts=PARTS, main=MAIN, profile="study"):
