@@ -100,7 +100,7 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     common = set.intersection(*(set(part["split"]) for _, part in predictions.groupby("protocol")))
     tables["protocols"] = label_curves(predictions[predictions["split"].isin(common)])  # where both protocols ran
     tables |= protocol_changes(predictions)
-    tables["epochs"] = epochs_kept(predictions, own["fine_tuning"].get("epochs", FineTuning().epochs))
+    tables["kept_epochs"] = epochs_kept(predictions, own["fine_tuning"].get("epochs", FineTuning().epochs))
     references = [name for name in ("scratch", *own["baselines"]) if name in set(predictions["arm"])]
     linear = [name for name in references if name == "scratch" or name.startswith("logistic")]
     pretrained = [arm for arm, recipe in own["arms"].items() if "method" in recipe and arm not in aside]

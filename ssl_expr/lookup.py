@@ -31,7 +31,7 @@ STEPS = {   # parts that take one step of the paper's preprocessing, in words
     "quantile-normalised": "quantile normalisation", "incomplete-genes": "genes with missing values kept"}
 TABLES = ("gains", "label_curve", "difference", "labels_saved", "architecture", "spectra", "pretraining_size",
           "pretraining_size_difference", "corruption", "corruption_difference", "replacement", "phenotypes", "survival",
-          "shortcuts", "shortcut_means", "protocols", WHOLE, "epochs", "costs")   # of claims and findings
+          "shortcuts", "shortcut_means", "protocols", WHOLE, "kept_epochs", "costs")   # of claims
 ALIKE = ("main", "organs", "colorectal")   # pretrained and fine-tuned on the same kind of samples
 TRANSFERS = ("unseen-cohorts", "tcga-to-gtex", "gtex-to-tcga")
 DATA_PARTS = ("main", "organs", *TRANSFERS, "colorectal")
@@ -193,7 +193,7 @@ def repeats(tables:Tables, part:str="main", name:str="gains", **where:Any)->str:
 
 def kept_epoch(tables:Tables, part:str="main", upto:float=1.0)->str:
     "Does fine-tuning end because it is done, or because its epochs are over?"
-    rows = select(tables, "epochs", part=part, mode="unfrozen")
+    rows = select(tables, "kept_epochs", part=part, mode="unfrozen")
     kept = rows.loc[rows["fraction"] <= upto, "epoch"].median()
     return f"the median network keeps epoch {kept:.0f} of at most {rows['most'].max():.0f}"
 

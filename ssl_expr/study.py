@@ -390,7 +390,7 @@ class Collection(NamedTuple):
 
 COLLECTIONS = dict(
     curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols",
-                       "protocol_change", "protocol_change_means", "epochs"),
+                       "protocol_change", "protocol_change_means", "kept_epochs"),
                       ("label_curve", "linear_probe", "baselines")),
     shortcuts=Collection(("shortcuts", "shortcut_means"), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),

@@ -173,7 +173,8 @@ def tables(methods=METHODS, fractions=FULL, few=FEW, parts=PARTS, shortcut_metho
     curve = found["label_curve"]
     epochs = curve.loc[curve["mode"] == "unfrozen", ["part", "protocol", "arm", "mode", "fraction"]].drop_duplicates()
     return found | dict(shortcuts=taken, shortcut_means=along_the_curve(taken), protocol_change=change,
-                        protocol_change_means=along_the_curve(change), epochs=epochs.assign(epoch=97.0, most=100))
+                        protocol_change_means=along_the_curve(change),
+                        kept_epochs=epochs.assign(epoch=97.0, most=100))
 
 
 def write(folder, found, parts=PARTS, main=MAIN, profile="study"):
