@@ -232,6 +232,6 @@ def protocol_lifts(
                        all_of(found.side()),
                        sentences("This advice was written after these numbers were seen, on the same split.",
                                  f"The others: {each(gained)}." if gained else "",
-                                 f"One step of the paper's preprocessing alone: {each(steps)}." if steps else "",
+                                 f"Steps of the paper's preprocessing alone: {each(steps)}." if steps else "",
                                  pairing(rows), repeats(tables, name=WHOLE, **of)), found)
     return judge

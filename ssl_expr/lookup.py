@@ -28,7 +28,8 @@ UNIT_SIZE = "unit-size"   # the part that brings every embedding to one size bef
 TENFOLD = "tenfold-rate"   # the part that fine-tunes every arm at ten times the paper's rate
 WHOLE = "protocol_change_means"   # the table of what the whole of the paper's protocol changes
 STEPS = {   # parts that take one step of the paper's preprocessing, in words
-    "quantile-normalised": "quantile normalisation", "incomplete-genes": "genes with missing values kept"}
+    "quantile-normalised": "quantile normalisation", "incomplete-genes": "genes with missing values kept",
+    "both-steps": "both"}
 TABLES = ("gains", "label_curve", "difference", "labels_saved", "architecture", "spectra", "pretraining_size",
           "pretraining_size_difference", "corruption", "corruption_difference", "replacement", "phenotypes", "survival",
           "shortcuts", "shortcut_means", "protocols", WHOLE, "kept_epochs", "costs")   # of claims
