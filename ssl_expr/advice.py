@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['unfreezing', 'fine_tune_unfrozen', 'leads', 'vime_with_caution', 'linear_first', 'against_genes', 'by_method',
            'other_phenotypes', 'survival_minus', 'survival', 'pairing', 'changed', 'shortcut', 'faster_scratch',
-           'turned', 'full_length', 'whole_protocol', 'protocol_lifts']
+           'turned', 'full_length', 'whole_protocol', 'under_the_paper', 'by_step', 'protocol_lifts']
 
 # %% ../nbs/85_advice.ipynb #fd5fbf16
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import pandas as pd
 
@@ -207,31 +206,36 @@ def whole_protocol(tables:Tables, metric:str)->Finding:
         return interval(select(dict(protocols=rows), "protocols", protocol=protocol, arm=both), "mean")
     found = score("paper") - score("strict")
     def with_few_labels()->str:
-        of = dict(part="main", metric=metric, mode=["unfrozen", "baseline"], upto=FEW)
-        try: scores, _ = changed(select(tables, WHOLE, **of))
+        try: return f"W{few_labels()[1:]}: {each(under_the_paper(tables, metric)[0])}."
         except NotRun: return ""
-        return f"W{few_labels()[1:]}: {each(scores)}."
     return Finding(f"paper minus strict {found} in {in_words(metric)}, all labels", all_of(found.side()),
                    sentences(f"Mean of {', '.join(map(label, in_order(both)))}. Other test samples, so not in pairs.",
                              with_few_labels(), repeats(dict(protocols=rows), "main", "protocols")), found)
+
+def under_the_paper(tables:Tables, metric:str)->tuple[dict[str, Interval], dict[str, Interval]]:
+    "What the whole of the paper's protocol changes with few labels: scores, and gains of networks over scratch."
+    rows = select(tables, WHOLE, part="main", metric=metric, mode=["unfrozen", "baseline"], upto=FEW)
+    return changed(rows)[0], changed(rows[rows["mode"] == "unfrozen"])[1]
+
+def by_step(tables:Tables, metric:str, arm:str)->dict[str, Interval]:   # step in words -> change of its gain
+    "What steps of the paper's preprocessing change, taken one at a time and together."
+    def alone(part:str)->Interval:
+        return interval(select(tables, "shortcut_means", part=part, arm=arm + OVER_SCRATCH, metric=metric,
+                               mode="unfrozen", upto=FEW))
+    return {STEPS[part]: number for part, number in as_far_as_run(STEPS, alone).items()}
 
 def protocol_lifts(
     arm:str,   # a pretrained arm
 )->Callable[[Tables, str], Finding]:
     "Does it gain more over the network from scratch under the paper's protocol than under the strict one?"
     def judge(tables:Tables, metric:str)->Finding:
-        of:dict[str, Any] = dict(metric=metric, mode="unfrozen", upto=FEW)
-        rows = select(tables, WHOLE, part="main", **of)
-        gained = changed(rows)[1]
+        _, gained = under_the_paper(tables, metric)
         if named(arm) not in gained: raise NotRun(f"{arm} was not run under both protocols")
-        found = gained.pop(named(arm))
-        def alone(part:str)->Interval:
-            return interval(select(tables, "shortcut_means", part=part, arm=arm + OVER_SCRATCH, **of))
-        steps = {STEPS[part]: number for part, number in as_far_as_run(STEPS, alone).items()}
+        found, steps = gained.pop(named(arm)), by_step(tables, metric, arm)
         return Finding(f"gain of {label(arm)} over scratch, {few_labels()}: paper minus strict {found}",
                        all_of(found.side()),
                        sentences("This advice was written after these numbers were seen, on the same split.",
                                  f"The others: {each(gained)}." if gained else "",
                                  f"Steps of the paper's preprocessing alone: {each(steps)}." if steps else "",
-                                 pairing(rows), repeats(tables, name=WHOLE, **of)), found)
+                                 "Other test samples, so not paired.", repeats(tables, name=WHOLE)), found)
     return judge

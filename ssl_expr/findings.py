@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['READINGS', 'QUESTIONS', 'listed', 'said', 'pretrain_or_not', 'with_some_labels', 'gains_by_use', 'at_another_rate',
-           'embedding_alone', 'which_method', 'how_many_labels', 'beyond_the_label', 'outcome_by_outcome',
-           'linear_or_not', 'on_its_terms', 'what_it_cost', 'numbers_of_labels', 'elsewhere', 'what_is_missing',
-           'tally_verdicts', 'few_are', 'findings']
+           'another_protocol', 'against_linear_there', 'embedding_alone', 'which_method', 'how_many_labels',
+           'beyond_the_label', 'outcome_by_outcome', 'linear_or_not', 'on_its_terms', 'what_it_cost',
+           'numbers_of_labels', 'elsewhere', 'what_is_missing', 'tally_verdicts', 'few_are', 'findings']
 
 # %% ../nbs/87_findings.ipynb #cell-04
 from collections.abc import Callable
@@ -15,14 +15,16 @@ from typing import Any
 
 import pandas as pd
 
-from .advice import against_genes, by_method, other_phenotypes, survival, survival_minus
+from .advice import (against_genes, by_method, by_step, other_phenotypes, survival, survival_minus,
+                             under_the_paper)
 from .claims import METRIC, claims_table
 from .evaluate import OVER_SCRATCH
-from .lookup import (DATA_PARTS, EQUAL_TERMS, METHODS, TENFOLD, WAYS, as_far_as_run, best_linear, compared_at,
-                             each, few_labels, gain, in_every_way, kept_epoch, named, saved, versus, winners)
+from .lookup import (DATA_PARTS, EQUAL_TERMS, METHODS, TENFOLD, WAYS, WHOLE, as_far_as_run, best_linear,
+                             compared_at, each, few_labels, gain, in_every_way, kept_epoch, named, repeats, saved,
+                             versus, winners)
 from .report import FEW, LINEAR, count, data_name, in_words, label, markdown_table
-from .verdicts import (FAILS, HOLDS, OPEN, UNKNOWN, Interval, NotRun, Tables, in_a_word, interval,
-                               percent, select)
+from .verdicts import (FAILS, HOLDS, OPEN, PAPER_GAINS, UNKNOWN, Interval, NotRun, Tables, in_a_word,
+                               interval, percent, select)
 
 # %% ../nbs/87_findings.ipynb #cell-09
 def listed(names:list[str])->str: return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
@@ -100,6 +102,24 @@ def at_another_rate(tables:Tables)->str:
     told = each({label(arm): number for arm, number in change.items()})
     return ("**Does that hang on how it is fine-tuned?** " + (f"Yes, for {listed(moved)}." if moved else "Hardly.")
             + f" Ten times the paper's learning rate for every arm changes the gains {few_labels()}, by {told}.")
+
+def another_protocol(tables:Tables)->str:
+    "What the paper's protocol changes, and how much of it are steps of its preprocessing."
+    _, gained = under_the_paper(tables, METRIC)
+    moved, steps = [name for name, number in gained.items() if number.side()], by_step(tables, METRIC, "scarf")
+    return ("**Does the paper's protocol change the answer?** " + (f"Yes, for {listed(moved)}." if moved else "Hardly.")
+            + f" Paper minus strict, gains over scratch {few_labels()}: {each(gained)}."
+            + (f" Of SCARF's, steps of the paper's preprocessing by themselves: {each(steps)}." if steps else "")
+            + said(against_linear_there, tables) + f" {repeats(tables, name=WHOLE)}")
+
+def against_linear_there(tables:Tables)->str:
+    "What is best against the best linear model under the paper's protocol."
+    there = dict(gains=select(tables, PAPER_GAINS))
+    against, best = in_every_way(there, METRIC), best_linear(there, METRIC)
+    if not against: raise NotRun("no pretrained method was run under the paper's protocol")
+    way, arm = max(against, key=lambda used: against[used].value)
+    return (f" Surely better there than the best linear model, {named(best)}: {winners(against) or 'none'}; highest is "
+            f"{label(arm)} {way}, {against[way, arm]}.")
 
 def embedding_alone(tables:Tables)->str:
     "What a linear model makes of the frozen embedding, against the same model on the genes or their components."
@@ -229,7 +249,7 @@ def elsewhere(tables:Tables)->str:
 
 # %% ../nbs/87_findings.ipynb #e85bd0d1
 QUESTIONS = (pretrain_or_not, with_some_labels, gains_by_use, at_another_rate, which_method, how_many_labels,
-             linear_or_not, embedding_alone, beyond_the_label, elsewhere, what_it_cost)
+             another_protocol, linear_or_not, embedding_alone, beyond_the_label, elsewhere, what_it_cost)
 
 def what_is_missing(runs:dict[str, Any])->str:
     "A sentence on what the study has not finished yet; empty if it has."

@@ -18,7 +18,19 @@ from ssl_expr.report import label, read_runs
 from ssl_expr.run import declared
 from ssl_expr.savings import gain_area
 from ssl_expr.study import COLLECTIONS, Plan, read_profile, tables_read
-from ssl_expr.verdicts import FAILS, HOLDS, OPEN, UNKNOWN, Interval, all_of, any_of, read_tables, select, share_of
+from ssl_expr.verdicts import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    PAPER_GAINS,
+    UNKNOWN,
+    Interval,
+    all_of,
+    any_of,
+    read_tables,
+    select,
+    share_of,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLAIMS = {claim.key: claim for claim in claims()}
@@ -121,9 +133,19 @@ def test_findings_stay_on_one_page_and_answer_every_question(collected):
     prose = [word for line in text.splitlines() if not line.startswith("|") for word in line.split()]
     assert len(prose) < 900 and text.count("\n| ---") in (4, 5)   # tables: use, labels saved, outcomes, data, verdicts
     for question in ("Should I pretrain?", "With which method?", "How many labels", "Would logistic regression",
-                     "And on other data?", "What holds of the paper?"):
+                     "And on other data?", "What holds of the paper?", "Does the paper's protocol change the answer?"):
         assert question in text
-    assert len(QUESTIONS) == 11 and "fig_headline.png" in text
+    assert len(QUESTIONS) == 12 and "fig_headline.png" in text
+
+
+@pytest.mark.parametrize("low, high, verdict", [(0.02, 0.1, HOLDS), (-0.02, 0.1, OPEN), (-0.1, -0.02, FAILS)])
+def test_the_paper_s_protocol_lifts_scarf_only_if_its_gain_does(low, high, verdict):
+    "Scores that rise are no gain."
+    of = dict(part="main", metric=METRIC, mode="unfrozen", upto=0.1, against="strict protocol", paired=False, **TIMES)
+    rows = [dict(arm=arm, difference=(a + b)/2, low=a, high=b, **of)
+            for arm, a, b in (("scarf", 0.2, 0.3), ("scratch", 0.1, 0.2), ("scarf − scratch", low, high))]
+    found = examine(CLAIMS["strict-gain"], dict(protocol_change_means=pd.DataFrame(rows)))
+    assert found.verdict == verdict and (found.number.low, found.number.high) == (low, high)
 
 
 def test_gains_stand_beside_the_best_linear_model_of_the_same_labels_and_rate(collected):
@@ -400,7 +422,7 @@ def test_damaged_tables_are_no_answer_but_an_error(collected, tmp_path):
 def test_verdicts_rest_on_the_strict_protocol(collected):
     tables = read_tables(collected, TABLES)
     assert all(set(table["protocol"]) == {"strict"} for name, table in tables.items()
-               if "protocol" in table and name != "protocols")
+               if "protocol" in table and name not in ("protocols", PAPER_GAINS))
 
 
 def test_the_workflow_knows_every_table_that_claims_read():
