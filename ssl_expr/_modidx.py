@@ -446,6 +446,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'ssl_expr/paper_results.py'),
                                         'ssl_expr.paper_results.gain_at_few_labels': ( 'paper_results.html#gain_at_few_labels',
                                                                                        'ssl_expr/paper_results.py'),
+                                        'ssl_expr.paper_results.if_complete': ( 'paper_results.html#if_complete',
+                                                                                'ssl_expr/paper_results.py'),
                                         'ssl_expr.paper_results.labels_saved': ( 'paper_results.html#labels_saved',
                                                                                  'ssl_expr/paper_results.py'),
                                         'ssl_expr.paper_results.scarf_gains_most': ( 'paper_results.html#scarf_gains_most',

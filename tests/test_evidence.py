@@ -378,6 +378,15 @@ def test_the_order_of_collapse_is_counted_over_shapes(used, verdict):
     assert examine(CLAIMS["collapse"], dict(spectra=pd.DataFrame(rows))).verdict == verdict
 
 
+@pytest.mark.parametrize("epochs, verdict", [(500, HOLDS), (6, OPEN)])
+def test_a_pretraining_that_was_cut_short_decides_nothing_about_the_paper_s(epochs, verdict):
+    rows = [dict(part="main", protocol="strict", arm="vime", depth=depth, width=1024, mode="unfrozen", metric=METRIC,
+                 gain=-0.2, low=-0.3, high=-0.1, pretrain_epochs=epochs, published_epochs=500, **TIMES)
+            for depth in (2, 7)]
+    found = examine(CLAIMS["vime-wide"], dict(architecture=pd.DataFrame(rows)))
+    assert found.verdict == verdict and ("cut short" in found.why) == (verdict == OPEN)
+
+
 def test_paired_differences_are_used_where_there_are_any():
     scores = pd.DataFrame([dict(part="main", protocol="strict", replacement="uniform", arm=nan, mode="unfrozen",
                                 corruption_rate=rate, metric=METRIC, mean=0.9, low=0.87, high=0.93, **TIMES)
