@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from .advice import (against_genes, by_method, by_step, other_phenotypes, survival, survival_minus,
+from .advice import (ONE_DRAW, against_genes, by_method, by_step, other_phenotypes, survival, survival_minus,
                              under_the_paper)
 from .claims import METRIC, claims_table
 from .evaluate import OVER_SCRATCH
@@ -106,11 +106,12 @@ def at_another_rate(tables:Tables)->str:
 def another_protocol(tables:Tables)->str:
     "What the paper's protocol changes, and how much of it are steps of its preprocessing."
     _, gained = under_the_paper(tables, METRIC)
-    moved, steps = [name for name, number in gained.items() if number.side()], by_step(tables, METRIC, "scarf")
-    return ("**Does the paper's protocol change the answer?** " + (f"Yes, for {listed(moved)}." if moved else "Hardly.")
-            + f" Paper minus strict, gains over scratch {few_labels()}: {each(gained)}."
-            + (f" Of SCARF's, steps of the paper's preprocessing by themselves: {each(steps)}." if steps else "")
-            + said(against_linear_there, tables) + f" {repeats(tables, name=WHOLE)}")
+    steps = by_step(tables, METRIC, "scarf")
+    return ("**Does the paper's protocol change the answer?**" + said(against_linear_there, tables)
+            + f" Gains over scratch {few_labels()}, paper minus strict: {each(gained)}."
+            + (" Of SCARF's, steps like those of the paper's preprocessing, under the strict protocol: "
+               f"{each(steps)}." if steps else "")
+            + f" {ONE_DRAW} {repeats(tables, name=WHOLE)}")
 
 def against_linear_there(tables:Tables)->str:
     "What is best against the best linear model under the paper's protocol."
@@ -118,8 +119,9 @@ def against_linear_there(tables:Tables)->str:
     against, best = in_every_way(there, METRIC), best_linear(there, METRIC)
     if not against: raise NotRun("no pretrained method was run under the paper's protocol")
     way, arm = max(against, key=lambda used: against[used].value)
-    return (f" Surely better there than the best linear model, {named(best)}: {winners(against) or 'none'}; highest is "
-            f"{label(arm)} {way}, {against[way, arm]}.")
+    better = winners(against)
+    return (f" {'Yes' if better else 'No'}: surely better than the best linear model there, {named(best)}, is "
+            f"{better or 'nothing pretrained'}; highest is {label(arm)} {way}, {against[way, arm]}.")
 
 def embedding_alone(tables:Tables)->str:
     "What a linear model makes of the frozen embedding, against the same model on the genes or their components."
