@@ -196,7 +196,9 @@ def kept_epoch(tables:Tables, part:str="main", upto:float=1.0)->str:
     "Does fine-tuning end because it is done, or because its epochs are over?"
     rows = select(tables, "kept_epochs", part=part, mode="unfrozen")
     kept = rows.loc[rows["fraction"] <= upto, "epoch"].median()
-    return f"the median network keeps epoch {kept:.0f} of at most {rows['most'].max():.0f}"
+    most = rows["most"].max()
+    late = ", so training is cut off while it still improves" if kept > 0.95*most else ""
+    return f"the median network keeps epoch {kept:.0f} of at most {most:.0f}{late}"
 
 def cut_short(tables:Tables, name:str)->str:
     "For how many of the published epochs the methods were pretrained; empty: for all, or nobody says."
