@@ -4,6 +4,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
   'syms': { 'ssl_expr.advice': { 'ssl_expr.advice.against_genes': ('advice.html#against_genes', 'ssl_expr/advice.py'),
                                  'ssl_expr.advice.by_method': ('advice.html#by_method', 'ssl_expr/advice.py'),
                                  'ssl_expr.advice.by_step': ('advice.html#by_step', 'ssl_expr/advice.py'),
+                                 'ssl_expr.advice.change_of_gain': ('advice.html#change_of_gain', 'ssl_expr/advice.py'),
                                  'ssl_expr.advice.changed': ('advice.html#changed', 'ssl_expr/advice.py'),
                                  'ssl_expr.advice.faster_scratch': ('advice.html#faster_scratch', 'ssl_expr/advice.py'),
                                  'ssl_expr.advice.fine_tune_unfrozen': ('advice.html#fine_tune_unfrozen', 'ssl_expr/advice.py'),

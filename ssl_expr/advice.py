@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ONE_DRAW', 'unfreezing', 'fine_tune_unfrozen', 'leads', 'vime_with_caution', 'linear_first', 'against_genes',
            'by_method', 'other_phenotypes', 'survival_minus', 'survival', 'pairing', 'changed', 'shortcut',
-           'faster_scratch', 'turned', 'full_length', 'whole_protocol', 'under_the_paper', 'by_step', 'protocol_lifts']
+           'faster_scratch', 'turned', 'full_length', 'whole_protocol', 'under_the_paper', 'change_of_gain', 'by_step',
+           'protocol_lifts']
 
 # %% ../nbs/85_advice.ipynb #fd5fbf16
 from collections.abc import Callable, Iterable
@@ -219,12 +220,15 @@ def under_the_paper(tables:Tables, metric:str)->tuple[dict[str, Interval], dict[
     rows = select(tables, WHOLE, part="main", metric=metric, mode=["unfrozen", "baseline"], upto=FEW)
     return changed(rows)[0], changed(rows[rows["mode"] == "unfrozen"])[1]
 
+def change_of_gain(tables:Tables, metric:str, part:str, arm:str)->Interval:
+    "What a part of the study changes of an arm's gain over scratch with few labels."
+    return interval(select(tables, "shortcut_means", part=part, arm=arm + OVER_SCRATCH, metric=metric, mode="unfrozen",
+                           upto=FEW))
+
 def by_step(tables:Tables, metric:str, arm:str)->dict[str, Interval]:   # step in words -> change of its gain
     "What steps of the paper's preprocessing change, taken one at a time and together."
-    def alone(part:str)->Interval:
-        return interval(select(tables, "shortcut_means", part=part, arm=arm + OVER_SCRATCH, metric=metric,
-                               mode="unfrozen", upto=FEW))
-    return {STEPS[part]: number for part, number in as_far_as_run(STEPS, alone).items()}
+    found = as_far_as_run(STEPS, lambda part: change_of_gain(tables, metric, part, arm))
+    return {STEPS[part]: number for part, number in found.items()}
 
 def protocol_lifts(
     arm:str,   # a pretrained arm

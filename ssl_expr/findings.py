@@ -15,10 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from .advice import (ONE_DRAW, against_genes, by_method, by_step, other_phenotypes, survival, survival_minus,
-                             under_the_paper)
+from .advice import (ONE_DRAW, against_genes, by_method, by_step, change_of_gain, other_phenotypes, survival,
+                             survival_minus, under_the_paper)
 from .claims import METRIC, claims_table
-from .evaluate import OVER_SCRATCH
 from .lookup import (DATA_PARTS, EQUAL_TERMS, METHODS, TENFOLD, WAYS, WHOLE, as_far_as_run, best_linear,
                              compared_at, each, few_labels, gain, in_every_way, kept_epoch, named, repeats, saved,
                              versus, winners)
@@ -96,8 +95,7 @@ def gains_by_use(tables:Tables)->str:
 
 def at_another_rate(tables:Tables)->str:
     "What the gains become where every arm is fine-tuned faster, in pairs."
-    change = {arm: interval(select(tables, "shortcut_means", part=TENFOLD, metric=METRIC, mode="unfrozen", upto=FEW,
-                                   arm=arm + OVER_SCRATCH)) for arm in METHODS}
+    change = {arm: change_of_gain(tables, METRIC, TENFOLD, arm) for arm in METHODS}
     moved = [label(arm) for arm in METHODS if change[arm].side()]
     told = each({label(arm): number for arm, number in change.items()})
     return ("**Does that hang on how it is fine-tuned?** " + (f"Yes, for {listed(moved)}." if moved else "Hardly.")
