@@ -200,18 +200,15 @@ def full_length(tables:Tables, metric:str)->Finding:
 
 def whole_protocol(tables:Tables, metric:str)->Finding:
     "Are scores higher under the paper's protocol than under the strict one, on the splits that both ran?"
-    rows = select(tables, "protocols", part="main", metric=metric, mode="unfrozen")
-    rows = rows[rows["fraction"] == rows["fraction"].max()]
-    both = set.intersection(*(set(rows.loc[rows["protocol"] == name, "arm"]) for name in ("paper", "strict")))
-    def score(protocol:str)->Interval:
-        return interval(select(dict(protocols=rows), "protocols", protocol=protocol, arm=both), "mean")
-    found = score("paper") - score("strict")
+    rows = select(tables, "protocol_change", part="main", metric=metric, mode="unfrozen")
+    rows = rows[(rows["fraction"] == rows["fraction"].max()) & ~rows["arm"].str.endswith(OVER_SCRATCH)]
+    found = interval(rows)
     def with_few_labels()->str:
         try: return f"W{few_labels()[1:]}: {each(under_the_paper(tables, metric)[0])}. {ONE_DRAW}"
         except NotRun: return ""
     return Finding(f"paper minus strict {found} in {in_words(metric)}, all labels", all_of(found.side()),
-                   sentences(f"Mean of {', '.join(map(label, in_order(both)))}. Other test samples, so not in pairs.",
-                             with_few_labels(), repeats(dict(protocols=rows), "main", "protocols")), found)
+                   sentences(f"Mean of {', '.join(map(label, in_order(rows['arm'])))}. {pairing(rows)}",
+                             with_few_labels(), repeats(tables, name="protocol_change")), found)
 
 ONE_DRAW = "There all repeats share one draw of the labels, whose luck is not in the interval."
 
@@ -244,5 +241,5 @@ def protocol_lifts(
                                  ONE_DRAW, f"The others: {each(gained)}." if gained else "",
                                  "Steps like those of the paper's preprocessing, under the strict protocol: "
                                  f"{each(steps)}." if steps else "",
-                                 "Other test samples, so not paired.", repeats(tables, name=WHOLE)), found)
+                                 pairing(select(tables, WHOLE)), repeats(tables, name=WHOLE)), found)
     return judge

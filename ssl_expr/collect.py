@@ -90,8 +90,9 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     everything, own = predictions_of(plan, runs), plan.parts[runs[0].part]
     aside = own["replacement_arms"]
     predictions = everything[~everything["arm"].isin(aside)]
-    rows = {run.protocol: plan.record(plan.runs[run.needs[0]])["facts"]["rows"] for run in runs}
-    sizes = {protocol: parts["pretrain"] for protocol, parts in rows.items()}
+    first = {run.protocol: run for run in reversed(runs)}
+    facts = {protocol: plan.record(plan.runs[run.needs[0]])["facts"] for protocol, run in first.items()}
+    sizes = {protocol: fact["rows"]["pretrain"] for protocol, fact in facts.items()}
     sources = {name.removesuffix("-marginal") for name in aside}
     drawn = resample(predictions)
     replaced = resample(everything[everything["arm"].isin({*aside, *sources, "scratch"})])
@@ -314,7 +315,7 @@ def protocol_changes(
     predictions:pd.DataFrame,   # of a part, one protocol or both
 )->dict[str, pd.DataFrame]:     # empty where one protocol was run
     "What the whole of the paper's protocol adds to every score and gain, on the splits that both protocols have run."
-    paper, strict = (predictions[predictions["protocol"] == name].assign(protocol="strict")
+    paper, strict = (predictions[predictions["protocol"] == name].assign(protocol="paper")
                      for name in ("paper", "strict"))
     if paper.empty or strict.empty: table, means = (pd.DataFrame(columns=_columns(by)) for by in SHARE_OR_SPAN)
     else: table, means = changes(paper, strict, "strict protocol")

@@ -32,7 +32,7 @@ STEPS = {   # parts that take one step of the paper's preprocessing, in words
     "both-steps": "both"}
 TABLES = ("gains", "label_curve", "difference", "labels_saved", "architecture", "spectra", "pretraining_size",
           "pretraining_size_difference", "corruption", "corruption_difference", "replacement", "phenotypes", "survival",
-          "shortcuts", "shortcut_means", "protocols", WHOLE, "kept_epochs", "costs")   # of claims
+          "shortcuts", "shortcut_means", "protocol_change", WHOLE, "kept_epochs", "costs")   # of claims
 ALIKE = ("main", "organs", "colorectal")   # pretrained and fine-tuned on the same kind of samples
 TRANSFERS = ("unseen-cohorts", "tcga-to-gtex", "gtex-to-tcga")
 DATA_PARTS = ("main", "organs", *TRANSFERS, "colorectal")
@@ -105,9 +105,10 @@ def best_linear(
     return max(found, key=lambda arm: found[arm].value)
 
 # %% ../nbs/83_lookup.ipynb #b38415b7
-def saved(tables:Tables, metric:str, arm:str, part:str, reference:str="scratch", target:str="best")->Interval:
+def saved(tables:Tables, metric:str, arm:str, part:str="main", reference:str="scratch", target:str="best",
+          mode:str="unfrozen")->Interval:
     "Share of labels saved."
-    return interval(select(tables, "labels_saved", part=part, arm=arm, mode=["unfrozen", "baseline"], metric=metric,
+    return interval(select(tables, "labels_saved", part=part, arm=arm, mode=[mode, "baseline"], metric=metric,
                            reference=reference, target=target), "saved")
 
 def compared_at(tables:Tables, metric:str, arm:str, mode:str, fraction:float=1.0, part:str="main",
@@ -192,13 +193,15 @@ def repeats(tables:Tables, part:str="main", name:str="gains", **where:Any)->str:
             "; of so few splits the interval holds their luck in part only" if splits < 5 else "")
     return f"{count(splits, 'split')}, {count(times, 'repeat')} each{luck}."
 
-def kept_epoch(tables:Tables, part:str="main", upto:float=1.0)->str:
-    "Does fine-tuning end because it is done, or because its epochs are over?"
+def kept_epoch(tables:Tables, part:str="main")->str:
+    "Does fine-tuning end because it is done, or because its epochs are over? With all labels, and with few."
     rows = select(tables, "kept_epochs", part=part, mode="unfrozen")
-    kept = rows.loc[rows["fraction"] <= upto, "epoch"].median()
+    few, full = (rows.loc[chosen, "epoch"].median() for chosen in (rows["fraction"] <= FEW,
+                                                                   rows["fraction"] == rows["fraction"].max()))
     most = rows["most"].max()
-    late = ", so training is cut off while it still improves" if kept > 0.95*most else ""
-    return f"the median network keeps epoch {kept:.0f} of at most {most:.0f}{late}"
+    late = ": it is cut off while it still improves" if few > 0.95*most else ""
+    return (f"the median network keeps the weights of epoch {full:.0f} of at most {most:.0f} with all labels, of epoch "
+            f"{few:.0f} with few{late}")
 
 def cut_short(tables:Tables, name:str)->str:
     "For how many of the published epochs the methods were pretrained; empty: for all, or nobody says."

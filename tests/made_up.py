@@ -169,7 +169,8 @@ def tables(methods=METHODS, fractions=FULL, few=FEW, parts=PARTS, shortcut_metho
                      "mode != 'baseline'").assign(part="main"))
     found = {name: table[["part", *table.columns.drop("part")]] for name, table in found.items()}
     taken = shortcuts(shortcut_methods, (0.05, 0.2, 1.0), rng, 880)
-    change = shortcuts(methods, fractions, rng, 880, parts=("main",)).assign(against="strict protocol", paired=False)
+    change = shortcuts(methods, fractions, rng, 880, parts=("main",)).assign(
+        against="strict protocol", protocol="paper", paired=False)
     curve = found["label_curve"]
     epochs = curve.loc[curve["mode"] == "unfrozen", ["part", "protocol", "arm", "mode", "fraction"]].drop_duplicates()
     return found | dict(shortcuts=taken, shortcut_means=along_the_curve(taken), protocol_change=change,

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ssl_expr.answers import gains_by_use, how_many_labels, linear_or_not, share_by_share
 from ssl_expr.claims import METRIC, NOT_RUN, PAPER_METRIC, claims, claims_table, examine
-from ssl_expr.findings import QUESTIONS, findings, gains_by_use, linear_or_not
-from ssl_expr.lookup import METHODS, TABLES, TENFOLD, versus
+from ssl_expr.findings import QUESTIONS, elsewhere, findings, subtypes_and_normals
+from ssl_expr.lookup import METHODS, TABLES, TENFOLD, WHOLE, versus
 from ssl_expr.pages import BEGIN, END, publish, published, replace_block, replace_in_notebook
-from ssl_expr.report import label, read_runs
+from ssl_expr.report import LINEAR, label, read_runs
 from ssl_expr.run import declared
 from ssl_expr.savings import gain_area
 from ssl_expr.study import COLLECTIONS, Plan, read_profile, tables_read
@@ -135,7 +136,7 @@ def test_findings_stay_on_one_page_and_answer_every_question(collected):
     for question in ("Should I pretrain?", "With which method?", "How many labels", "Would logistic regression",
                      "And on other data?", "What holds of the paper?", "Does the paper's protocol change the answer?"):
         assert question in text
-    assert len(QUESTIONS) == 12 and "fig_headline.png" in text
+    assert len(QUESTIONS) == 13 and "fig_headline.png" in text
 
 
 @pytest.mark.parametrize("low, high, verdict", [(0.02, 0.1, HOLDS), (-0.02, 0.1, OPEN), (-0.1, -0.02, FAILS)])
@@ -431,7 +432,7 @@ def test_damaged_tables_are_no_answer_but_an_error(collected, tmp_path):
 def test_verdicts_rest_on_the_strict_protocol(collected):
     tables = read_tables(collected, TABLES)
     assert all(set(table["protocol"]) == {"strict"} for name, table in tables.items()
-               if "protocol" in table and name not in ("protocols", PAPER_GAINS))
+               if "protocol" in table and name not in ("protocol_change", WHOLE, PAPER_GAINS))
 
 
 def test_the_workflow_knows_every_table_that_claims_read():
@@ -445,3 +446,62 @@ def test_the_workflow_knows_every_table_that_claims_read():
 
 def test_only_the_study_speaks_in_readme():
     assert declared("figures/table_claims")["published"] == "study"
+
+
+# answers
+
+def differences(arm, mode, part, ends):
+    "Rows of `difference` for one arm: `ends` gives, by share, the lower ends against genes and against components."
+    return [dict(part=part, protocol="strict", arm=arm, mode=mode, metric=METRIC, fraction=share, reference=reference,
+                 difference=low + 0.05, low=low, high=low + 0.1)
+            for share, lows in ends.items() for reference, low in zip(LINEAR, lows, strict=True)
+            if low is not None]
+
+
+def test_share_by_share_both_linear_models_have_to_be_beaten():
+    rows = differences("scarf", "unfrozen", "main", {0.05: (0.01, 0.02), 0.1: (0.01, -0.01), 0.2: (-0.01, 0.01)})
+    rows += differences("vime", "linear probe", "main", {0.05: (0.01, None), 0.1: (0.0, 0.01)})   # 5 %: no comparison
+    told = share_by_share(dict(difference=pd.DataFrame(rows)))
+    assert "in 1 of 4 comparisons: SCARF fine-tuned at 5% of the labels" in told and "VIME" not in told
+
+
+def savings(**shares):
+    "Rows of `labels_saved` by arm: (against scratch, against genes), each with its lower and upper end."
+    return pd.DataFrame([dict(part="main", protocol="strict", arm=arm, mode="unfrozen", metric=METRIC, target="best",
+                              reference=reference, saved=ends[0], low=ends[1], high=ends[2])
+                         for arm, both in shares.items()
+                         for reference, ends in zip(("scratch", "logistic-genes"), both, strict=True)])
+
+
+def test_labels_saved_are_told_against_scratch_and_against_genes():
+    never, little = (float("nan"), float("nan"), 0.2), (0.3, 0.1, 0.5)
+    rows = savings(scarf=(little, never), vime=(never, never), byol=(never, never))
+    answer = how_many_labels(dict(labels_saved=rows))
+    assert "Against the network from scratch: SCARF 30% (10% to 50%)" in answer
+    assert "Against logistic regression on genes: nothing pretrained surely saves any" in answer
+    rows = savings(scarf=(little, never), vime=(never, little), byol=(never, never))
+    assert "Against logistic regression on genes: VIME 30% (10% to 50%)" in how_many_labels(dict(labels_saved=rows))
+
+
+def test_other_phenotypes_are_counted_one_by_one():
+    rows = pd.DataFrame([dict(part="main", outcome=outcome, arm=arm, mode="linear probe", metric=METRIC, fraction=1.0,
+                              reference="logistic-genes", mean=middle, low=middle - 0.01, high=middle + 0.01)
+                         for outcome, middles in dict(a=(-0.1, -0.1, 0.0), b=(0.0, -0.1, 0.0)).items()
+                         for arm, middle in zip(METHODS, middles, strict=True)])
+    assert "no, surely better in 0, worse in 3 of 6 comparisons" in subtypes_and_normals(dict(phenotypes=rows))
+    rows.loc[rows["arm"] == "byol", ["mean", "low", "high"]] += 0.1
+    assert "in part, surely better in 2, worse in 3" in subtypes_and_normals(dict(phenotypes=rows))
+
+
+def test_other_data_have_an_answer_of_their_own(collected):
+    tables = read_tables(collected, TABLES)
+    rows = tables["gains"]
+    ahead = rows["arm"].isin(METHODS) & (rows["mode"] == "unfrozen") & rows["reference"].str.startswith("logistic")
+    def moved(by, part):
+        changed = rows.copy()
+        changed.loc[ahead & (rows["part"] == part), ["gain", "low", "high"]] += by
+        changed.loc[ahead & (rows["part"] != part), ["gain", "low", "high"]] -= 1
+        return elsewhere(tables | dict(gains=changed))
+    part = next(name for name in made_up.PARTS if name in set(rows["part"]))
+    assert "Nowhere is a pretrained network surely better" in moved(-1, part)
+    assert "Surely better than the best linear model: " in moved(1, part) and "Nowhere" not in moved(1, part)
