@@ -39,7 +39,7 @@ def calibration_error(
     confidence: np.ndarray, # (T, ...) probability of the class that was called
     weights: np.ndarray,    # (B, T) times that each sample is drawn
 ) -> np.ndarray:            # (B, ...) NaN where nothing is drawn
-    "Expected calibration error of the called class."
+    "Expected calibration error of the called class; above zero by luck alone, the more so the fewer samples."
     place = np.clip(np.ceil(confidence.astype(np.float32)*BINS) - 1, 0, BINS - 1).astype(int)
     gaps = np.eye(BINS, dtype=np.float32)[place]*(right - confidence.astype(np.float32))[..., None]
     sums = (weights @ gaps.reshape(len(gaps), -1)).reshape(len(weights), *gaps.shape[1:])
