@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
            'METRIC_WORDS', 'SIGNS', 'FEW', 'LINEAR', 'PAPER_THRESHOLD', 'MEASURED', 'SPELLED', 'LIMIT', 'ByArm',
-           'label', 'in_order', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis', 'log_ticks',
-           'legend_below', 'best_linear', 'shares', 'standing', 'collected', 'read', 'read_runs', 'of_protocol',
-           'remark', 'write_caption', 'count', 'data_name', 'idle', 'describe', 'describe_intervals', 'shortened',
-           'tally', 'freeze', 'render', 'save_figure', 'wrap_columns', 'draw_table', 'markdown_table', 'save_table',
-           'draw_box', 'draw_arrow']
+           'label', 'in_order', 'ends_digits', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis',
+           'log_ticks', 'legend_below', 'best_linear', 'better_linear', 'against', 'shares', 'in_turn', 'standing',
+           'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count', 'data_name', 'idle',
+           'describe', 'describe_intervals', 'shortened', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns',
+           'draw_table', 'markdown_table', 'save_table', 'draw_box', 'draw_arrow']
 
 # %% ../nbs/70_report.ipynb #cell-02
 import hashlib
@@ -102,6 +102,15 @@ def in_order(
 METRIC_WORDS = dict(accuracy="accuracy", balanced_accuracy="balanced accuracy", macro_f1="macro-F1", auroc="AUROC",
                     log_loss="log-loss", calibration_error="calibration error")
 SIGNS = dict(better="+", worse="−", tie="=")   # verdicts, as tables write them
+
+def ends_digits(
+    mean:float,   # written with three digits
+    low:float,
+    high:float,
+)->int:
+    "Digits for the ends of an interval: two, or three where rounding would join them or leave the mean outside."
+    written = round(low, 2), round(mean, 3), round(high, 2)
+    return 2 if written[0] < written[2] and [*written] == sorted(written) else 3
 
 def in_words(
     metric:str,             # "balanced_accuracy", …
@@ -211,6 +220,22 @@ def best_linear(
     if not found: return "scratch"
     return str((min if metric in LOWER_IS_BETTER else max)(found, key=lambda arm: found[arm]))
 
+def better_linear(
+    curves:pd.DataFrame,   # columns arm, mean and fraction, of one metric
+    metric:str="",         # decides whether high or low is good
+)->pd.Series:              # label fraction -> arm; "scratch" where no linear model was run
+    "The linear model with the better mean at each label fraction."
+    linear = curves[curves["arm"].isin(LINEAR)].sort_values("mean", ascending=metric in LOWER_IS_BETTER, kind="stable")
+    if linear.empty: return pd.Series("scratch", index=sorted({*curves["fraction"]}))
+    return linear.groupby("fraction")["arm"].first()
+
+def against(
+    differences:pd.DataFrame,   # columns reference, fraction
+    bars:pd.Series,             # from `better_linear`
+)->pd.DataFrame:
+    "The differences to the bar of their label fraction."
+    return differences[differences["reference"] == differences["fraction"].map(bars)]
+
 def shares(
     chosen:Iterable[float],   # label fractions
     every:Iterable[float],    # all that were compared
@@ -223,6 +248,13 @@ def shares(
         if before in chosen: groups[-1].append(share)
         else: groups.append([share])
     return ", ".join(" to ".join(f"{100*end:.3g}%" for end in sorted({group[0], group[-1]})) for group in groups)
+
+def in_turn(
+    bars:pd.Series,   # from `better_linear`
+)->str:               # "logistic regression on genes at 2% to 5%; … at 100%"
+    "Which bar stands at which label fractions."
+    return "; ".join(f"{LINEAR.get(arm, label(arm))} at {shares(bars.index[bars == arm], bars.index)}"
+                     for arm in in_order(bars))
 
 def standing(
     differences:pd.DataFrame,   # columns arm, fraction, verdict: one metric, mode and reference

@@ -297,6 +297,25 @@ def test_the_best_linear_model_is_that_of_the_gains_where_shares_lie_unevenly():
     assert report.best_linear(table) == "logistic-pca"
 
 
+@pytest.mark.parametrize("metric, bars", [
+    ("auroc", {0.1: "logistic-pca", 1.0: "logistic-genes"}),
+    ("log_loss", {0.1: "logistic-genes", 1.0: "logistic-pca"})])
+def test_the_bar_at_each_share_is_the_linear_model_that_leads_there(metric, bars):
+    means = {"scarf": [0.9, 0.1], "boosted-trees": [0.0, 1.0], "logistic-genes": [0.5, 0.9], "logistic-pca": [0.6, 0.7]}
+    table = pd.concat([pd.DataFrame(dict(arm=arm, fraction=[0.1, 1.0], mean=mean)) for arm, mean in means.items()])
+    found = report.better_linear(table, metric)
+    every = pd.DataFrame([dict(reference=arm, fraction=share) for arm in means for share in bars])
+    assert found.to_dict() == bars
+    assert report.against(every, found).set_index("fraction")["reference"].to_dict() == bars
+    assert set(report.better_linear(table.query("arm == 'scarf'"), metric)) == {"scratch"}
+
+
+@pytest.mark.parametrize("mean, low, high, digits", [
+    (0.688, 0.66, 0.71, 2), (0.997, 0.9961, 0.9985, 3), (0.992, 0.989, 0.994, 3), (0.333, 0.3333, 0.3333, 3)])
+def test_no_interval_is_rounded_off_its_mean(mean, low, high, digits):
+    assert report.ends_digits(mean, low, high) == digits
+
+
 def test_axes_say_so_where_lower_is_better():
     metrics = pytest.importorskip("ssl_expr.metrics")
     assert tuple(report.METRIC_WORDS) == metrics.METRICS and report.LOWER_IS_BETTER == metrics.LOWER_IS_BETTER
@@ -370,7 +389,7 @@ def test_a_figure_notebook_reads_and_draws_but_never_trains_or_scores(path):
     assert f'parameters("figures/{path.stem}", globals())' in source and f'"{path.stem}"' in source
     used = set(re.findall(r"(?:import|from) ssl_expr\.(\w+)", source))
     drawn_from_the_classes = {"nets", "objective", "pretrain"}   # Figs. 1 and 2 show the encoder and the objectives
-    judging = ("table_claims", "table_recommendations", "fig5_pretraining_size")
+    judging = ("table_claims", "table_recommendations", "table_shortcuts", "fig5_pretraining_size", "figS5_corruption")
     judged_by = {"claims", "findings", "lookup", "pages", "verdicts"} if path.stem in judging else set()
     allowed = drawn_from_the_classes if path.stem[:4] in ("fig1", "fig2") else judged_by
     assert used - {"report", "run"} <= allowed
@@ -444,6 +463,33 @@ def test_losses_to_logistic_regression_are_told_as_plainly_as_wins(decided, name
     assert "BYOL, 200 epochs is better at none, worse at 5% to 100%, a tie at none" in caption
 
 
+def test_the_headline_judges_each_share_by_the_linear_model_that_leads_there(tmp_path):
+    tables = made_up_tables()
+    curves = tables["label_curve"]
+    curves.loc[curves["arm"].eq("logistic-pca") & curves["fraction"].lt(0.1), ["mean", "low", "high"]] = 0.99
+    set_verdict(tables["difference"], {0.05: "worse"}, bar="logistic-pca")
+    set_verdict(tables["difference"], {0.05: "better", 0.2: "tie", 1.0: "tie"})
+    made_up.write(tmp_path/"data", tables)
+    caption, numbers = draw("fig_headline", tmp_path/"data", tmp_path)
+    judged = numbers.query("panel == 'fine-tuned' and arm == 'scarf'").set_index("fraction")["reference"].to_dict()
+    assert judged == {0.05: "logistic-pca", 0.2: "logistic-genes", 1.0: "logistic-genes"}
+    assert "SCARF is better at none, worse at 5%, a tie at 20% to 100%" in caption
+    assert "components at 5%" in caption and "genes at 20% to 100%" in caption
+
+
+def test_what_is_no_shortcut_stands_below_the_shortcuts_and_is_not_counted_among_them(tmp_path):
+    tables = made_up_tables()
+    taken = tables["shortcuts"]
+    tables["shortcuts"] = pd.concat([taken[taken["part"] == "fit-on-everything"].assign(part="tenfold-rate"), taken])
+    made_up.write(tmp_path/"data", tables)
+    caption, numbers = draw("table_shortcuts", tmp_path/"data", tmp_path)
+    kinds = [line.split(" | ")[0].removeprefix("| ") for line in caption.splitlines() if line.startswith("| ")]
+    assert list(filter(str.strip, kinds))[2:] == ["shortcut", "all at once", "no shortcut: fine-tuning"]
+    gains = numbers[numbers["arm"].str.endswith(" − scratch")]
+    n_single = (gains["kind"] == "shortcut").sum()
+    assert 0 < n_single < len(gains) and f"in {n_single} comparisons" in caption
+
+
 def test_fig_3_draws_one_verdict_for_each_arm_and_share_and_both_savings(drawn):
     _, numbers = drawn["fig3_label_efficiency"]
     verdicts = numbers.query("panel == 'verdicts' and mode == 'unfrozen' and arm in ['scarf', 'byol-200', 'scratch']")
@@ -484,8 +530,8 @@ def test_a_cell_that_reaches_the_best_from_below_is_told_from_one_that_trails(dr
 
 def test_shortcuts_are_marked_where_they_could_not_be_paired(drawn):
     caption, numbers = drawn["table_shortcuts"]
-    marked = {line.split(" | ")[0].removeprefix("| "): "†" in line for line in caption.splitlines()
-              if line.startswith("| ") and "|  |" not in line}
+    rows = [line.split(" | ") for line in caption.splitlines() if line.startswith("| ")]
+    marked = {row[1]: "†" in str(row) for row in rows if row[1]}
     assert marked["split by sample"] and marked["whole paper protocol"] and not marked["fit on everything"]
     assert set(numbers["fraction"]) == {0.05, 1.0}
 
