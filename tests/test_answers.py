@@ -444,6 +444,14 @@ def test_whether_logistic_regression_would_have_done(genes, pca, scarf, word):
     assert f"have done?** {word}" in told and f"is SCARF fine-tuned: {signed(scarf - genes)} (" in told
 
 
+def test_a_linear_model_on_the_network_s_terms_is_beaten_at_the_rate_at_which_it_is():
+    rows = table(over_both("like-for-like", scarf=0.1, vime=-0.1),
+                 over_both("like-for-like-tenfold", genes=0.0, pca=0.2, scarf=0.15, vime=0.3),
+                 over_both(scarf=-0.3, vime=-0.3))
+    told = linear_or_not(dict(gains=rows)).split("surely beaten by: ")[1]
+    assert told == "SCARF fine-tuned, VIME fine-tuned at ten times the learning rate."
+
+
 def test_the_example_shows_the_best_use_and_everyone_s_score_where_labels_are_few(tables):
     "At ten times the rate SCARF, VIME and BYOL lie 0.03, 0.10 and 0.02 below components."
     rows = [dict(part=part, arm=arm, mode=mode, metric=METRIC, fraction=fraction, n_labels=n, mean=mean + by, low=0.1,
