@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 import torch
+from anndata import read_h5ad
 
+from ssl_expr import preprocess
 from ssl_expr.baselines import fit_baseline
 from ssl_expr.data import toy
 from ssl_expr.finetune import FineTuning, finetune
@@ -10,6 +12,7 @@ from ssl_expr.nets import embed, seeded
 from ssl_expr.objective import build
 from ssl_expr.prepare import SHORTCUTS, prepare
 from ssl_expr.pretrain import pretrain
+from ssl_expr.splits import fitting_rows, make_split
 
 TRANSFER = dict(pretrain_on={"batch": ["batch-0"]}, learn_on={"batch": ["batch-1"]})
 ROLES = {"every row in both roles": {}, "transfer": TRANSFER, "learned on a part": dict(learn_on=TRANSFER["learn_on"]),
@@ -135,3 +138,86 @@ def test_only_an_epoch_chosen_by_the_test_score_lets_other_test_rows_move_a_pred
     def unmoved(select_on):
         return np.allclose(predictions(data.X, select_on), predictions(changed, select_on), atol=1e-6)
     assert unmoved("validation") and not unmoved("test")
+
+
+# ------------------------------------------------ quantile normalisation, and genes with missing values kept
+
+BOTH_STEPS = dict(quantile=True, max_missing=1.0, genes=50)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    "The pipelines that `prepare` has fitted, one after the other."
+    made, make = [], preprocess.preprocessor
+    def remember(*given, **options):
+        made.append(make(*given, **options))
+        return made[-1]
+    monkeypatch.setattr(preprocess, "preprocessor", remember)
+    return made
+
+
+@pytest.fixture(scope="module")
+def gappy(tmp_path_factory):
+    """A data set in TPM with gaps and one gene that held-out patients alone have; its copy, in which every sample of
+    these but the first test sample has other values and other gaps; and which samples that are."""
+    folder = tmp_path_factory.mktemp("gappy")
+    original, rng = toy(n_samples=240, n_genes=80, samples_per_patient=2, seed=3), np.random.default_rng(5)
+    patients, split = original.obs["patient"].to_numpy(), make_split(original.obs["label"], original.obs["patient"])
+    rows = np.isin(patients, patients[np.concatenate([split.validation, split.test])])
+    original.uns["units"] = "TPM"
+    original.X = (original.X + rng.random(original.shape)).astype(np.float32)   # no ties
+    original.X[rng.random(original.shape) < 0.15] = np.nan
+    original.X[:, 7] = np.where(rows, np.arange(len(rows)), np.nan)
+    rows[split.test[0]] = False
+    changed = original.copy()
+    changed.X[rows] = rng.gamma(0.5, 900, changed.X[rows].shape)
+    changed.X[np.ix_(rows, np.arange(0, 80, 3))] = np.nan
+    for name, adata in (("original", original), ("changed", changed)): adata.write_h5ad(folder/f"{name}.h5ad")
+    return folder/"original.h5ad", folder/"changed.h5ad", rows
+
+
+def learned(pipeline):
+    "Everything that its steps have learned, by step and name."
+    return {f"{name}.{key}": value for name, step in pipeline.steps for key, value in vars(step).items()
+            if key.endswith("_") and isinstance(value, np.ndarray)}
+
+
+def test_other_values_and_gaps_in_held_out_patients_move_nothing_that_both_steps_learn(gappy, steps):
+    assert moved(gappy[:2], quantile=True, max_missing=1.0) == set()
+    before, after = map(learned, steps)
+    assert {"quantile.reference_", "fill.mean_", "scale.mean_", "scale.scale_", "genes.kept_", "top.kept_"} <= {*before}
+    for name, value in before.items(): np.testing.assert_array_equal(value, after[name], err_msg=name)
+
+
+def test_with_both_steps_a_row_changes_only_where_its_own_values_do(gappy):
+    "Also a test row, among test rows that are all rewritten."
+    original, changed, rows = gappy
+    before, after = (prepare(str(path), **BOTH_STEPS) for path in (original, changed))
+    test = before.split.test
+    assert not rows[test[0]] and rows[test[1:]].all()
+    np.testing.assert_array_equal((before.X != after.X).any(1).numpy(), rows)
+    assert before.genes == after.genes and "gene-0007" not in before.genes   # no training row has it
+
+
+def test_the_test_catches_both_steps_fitted_on_everything(gappy, steps):
+    for path in gappy[:2]: prepare(str(path), **BOTH_STEPS, shortcuts=["fit-on-everything"])
+    before, after = map(learned, steps)
+    assert all(before[name].shape != after[name].shape or not np.allclose(before[name], after[name], equal_nan=True)
+               for name in ("quantile.reference_", "fill.mean_", "scale.mean_", "scale.scale_"))
+
+
+def test_test_rows_with_both_steps_are_worked_out_each_from_itself_and_the_training_rows(gappy):
+    "Gaps become training means, ranks become values of the mean training sample, then clipped z-scores, all by hand."
+    data = prepare(str(gappy[0]), **BOTH_STEPS)
+    logs = np.log2(read_h5ad(gappy[0]).X.astype(float) + 1)
+    training, test = logs[fitting_rows(data.split)], logs[data.split.test]
+    measured = ~np.isnan(training).all(0)
+    means = np.nanmean(training[:, measured], 0)
+    training, test = (np.where(np.isnan(rows[:, measured]), means, rows[:, measured]) for rows in (training, test))
+    reference = np.sort(training, 1).mean(0)
+    training, test = (reference[rows.argsort(1).argsort(1)] for rows in (training, test))
+    top = np.sort(np.argsort(-training.var(0))[:50])
+    training, test = training[:, top], test[:, top]
+    clipped = np.clip(test, training.min(0), training.max(0))
+    assert (clipped != test).any() and np.isnan(logs[data.split.test]).any()
+    np.testing.assert_allclose(data.X[data.split.test], (clipped - training.mean(0))/training.std(0), atol=1e-4)

@@ -177,6 +177,22 @@ def test_repeats_of_different_seeds_are_told_apart(tmp_path):
     assert predictions["repeat"].nunique() == 4 and set(predictions["arm"]) == {"scarf"}
 
 
+def test_the_epoch_kept_is_the_median_over_runs_and_not_over_their_samples():
+    def run(epochs, n_samples=1, split=0, repeat=0, protocol="strict", arm="scarf", mode="unfrozen", fraction=0.1):
+        return pd.DataFrame(dict(protocol=protocol, arm=arm, mode=mode, fraction=fraction, split=split, repeat=repeat,
+                                 sample=range(n_samples), epochs=epochs))
+    predictions = pd.concat([
+        run(10, n_samples=5), run(20, repeat=1), run(60, split=1),                     # median 20, of all samples 10
+        run(40, fraction=1.0), run(50, fraction=1.0, repeat=1), run(90, protocol="paper"), run(3, mode="frozen"),
+        run(7, arm="scratch"), run(0, arm="logistic-genes", mode="baseline")], ignore_index=True)
+    table = collect.epochs_kept(predictions, 100)
+    assert {tuple(row) for row in table.to_numpy()} == {
+        ("strict", "scarf", "unfrozen", 0.1, 20, 100), ("strict", "scarf", "unfrozen", 1.0, 45, 100),
+        ("paper", "scarf", "unfrozen", 0.1, 90, 100), ("strict", "scarf", "frozen", 0.1, 3, 100),
+        ("strict", "scratch", "unfrozen", 0.1, 7, 100)}
+    assert [*table] == ["protocol", "arm", "mode", "fraction", "epoch", "most"]
+
+
 def test_a_linear_probe_is_planned_for_every_arm_where_it_is_asked_for():
     asked = DEFAULTS | dict(arms={"scratch": {}, "scarf": {"method": "scarf"}}, fine_tuning={"fractions": [0.5]})
     assert not Plan("x", asked).of("linear_probe")
