@@ -5,19 +5,17 @@ import pandas as pd
 import pytest
 
 from ssl_expr.advice import by_step, change_of_gain, under_the_paper
-from ssl_expr.claims import METRIC, claims, claims_table, examine
-from ssl_expr.findings import (
+from ssl_expr.answers import (
     another_protocol,
     at_another_rate,
-    beyond_the_label,
-    elsewhere,
     embedding_alone,
     linear_or_not,
     pretrain_or_not,
-    tally_verdicts,
     which_method,
     with_some_labels,
 )
+from ssl_expr.claims import METRIC, claims, claims_table, examine
+from ssl_expr.findings import beyond_the_label, elsewhere, tally_verdicts
 from ssl_expr.lookup import (
     LENGTHS,
     METHODS,
