@@ -40,7 +40,7 @@ def pretrain_or_not(tables:Tables)->str:
         answer = (f"With few labels no, unless it has to be this network: nothing pretrained, however it was used, is "
                   f"surely better than the best linear model, {named(best)}; in some use {listed(gained)} "
                   f"{'is' if len(gained) == 1 else 'are'} better than the network from scratch.")
-    elif all(gain(tables, METRIC, arm).side() < 0 for arm in METHODS): answer = "No: with few labels it does harm."
+    elif over and all(number.side() < 0 for number in over.values()): answer = "No: with few labels it does harm."
     else: answer = "Not shown: with few labels no method is surely better than scratch."
     return f"**Should I pretrain?** {answer}"
 

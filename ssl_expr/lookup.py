@@ -162,11 +162,11 @@ def on_equal_terms(tables:Tables, metric:str)->str:
     return ("Linear models that learn from a network's training rows only and weigh samples, not classes, alike: "
             + " ".join(told)) if told else ""
 
-def beside(tables:Tables, metric:str, arm:str, part:str="main", upto:float=FEW)->str:
+def beside(tables:Tables, metric:str, arm:str, part:str="main")->str:
     "What the best linear model does over the same labels."
-    try: best = best_linear(tables, metric, part, upto)
+    try: best = best_linear(tables, metric, part)
     except NotRun: return "No linear model was run beside it."
-    over, against = gain(tables, metric, best, upto=upto, part=part), versus(tables, metric, arm, best, upto, part)
+    over, against = gain(tables, metric, best, part=part), versus(tables, metric, arm, best, part=part)
     return (f"Over the same labels the best linear model ({named(best)}) gains {over} over the network from scratch; "
             f"{label(arm)} minus that model is {against}: {tie_or_not(against)}.")
 
