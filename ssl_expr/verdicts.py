@@ -31,7 +31,7 @@ def read_tables(
     names:Iterable[str],      # "gains", "labels_saved", …
     both:Iterable[str]=("protocols", "protocol_change", "protocol_change_means"),   # tables that keep both protocols
 )->dict[str, pd.DataFrame]:
-    "Those of the named tables that are there, with a column `part`; strict protocol where it was run, paper's gains apart."
+    "Those of the named tables that are there, with `part`; strict protocol if it was run, the paper's gains apart."
     tables = {}
     for name in names:
         if not (Path(folder)/f"{name}.csv").is_file(): continue
