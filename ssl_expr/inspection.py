@@ -90,10 +90,10 @@ def _report_missing(adata:anndata.AnnData, values:_Values, report:Inspection) ->
         text += f", in {blocks} block{'s' if blocks > 1 else ''} (the same genes in many samples)"
         report.reservations.append(f"missing values mark {len(rows)} samples as a batch of their own: compare it with "
                                    "the classes and keep only genes that all have")
-    report.facts["missing"] = text
+    report.facts["missing"] = text + "; `prepare` drops genes that training samples lack, see its `max_missing`"
     if complete < 0.5:
         report.reservations.append(f"only {complete:.1%} of the genes are complete and the strict protocol drops the "
-                                   "others: fill them or leave out incomplete samples")
+                                   "others: raise `max_missing` or leave out incomplete samples")
 
 def _report_depth(adata:anndata.AnnData, values:_Values, report:Inspection) -> None:
     units, depth = adata.uns["units"], values.depth
@@ -156,8 +156,8 @@ def _report_labels(adata:anndata.AnnData, report:Inspection, min_size:int=15) ->
         shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more classes" if len(classes) > 8 else "")
         report.facts[f"label {column}"] = (shown or "no value") + (f"; without label {missing}" if missing else "")
     if columns: _report_split(adata, columns[0], report, min_size)
-    else: report.reservations.append("without a label column only for pretraining and embedding: name one with "
-                                     "`labels`, or give a second file as `annotations`")
+    else: report.reservations.append("only for pretraining and embedding, since no column is known to be a label: name "
+                                     "one, or give a second file with annotations")
 
 def _report_split(adata:anndata.AnnData, column:str, report:Inspection, min_size:int) -> None:
     "Whether the default label can be split into training, validation and test."
@@ -165,12 +165,14 @@ def _report_split(adata:anndata.AnnData, column:str, report:Inspection, min_size
     sizes = adata.obs[column].value_counts()
     small = [f"{name} ({size})" for name, size in sizes[(sizes > 0) & (sizes < min_size)].items()]
     if (sizes >= min_size).sum() < 2:
-        have = "one class only" if (sizes > 0).sum() == 1 else f"fewer than two classes of {min_size} samples"
+        few = f"fewer than two classes of {min_size} samples (`min_class_size`)"
+        have = "one class only" if (sizes > 0).sum() == 1 else few
         report.reservations.append(f"label {column!r} has {have}, so it cannot be learned: add samples "
-                                   "or choose another column in `labels`")
+                                   "or choose another label column")
         return
-    if small: report.reservations.append(f"of label {column!r} the classes {', '.join(small[:5])} have fewer than "
-                                         f"{min_size} samples and lose their labels: add samples or merge classes")
+    if small: report.reservations.append(f"classes of fewer than {min_size} samples lose their label {column!r}: "
+                                         f"{', '.join(small[:5])}; add samples, merge classes, or lower "
+                                         "`min_class_size` of `prepare`")
     try: make_split(drop_small_classes(values, min_size), adata.obs["patient"].astype(str).to_numpy())
     except ValueError as error: report.reservations.append(f"label {column!r} cannot be split by patient ({error})")
 

@@ -493,7 +493,9 @@ def wrap_columns(
         longest = max(len(line) for text in cells[widest] for line in text.split("\n"))
         limits[widest] = int(longest*0.9)
         if limits[widest] < 8: break
-        cells[widest] = [textwrap.fill(text, limits[widest], break_long_words=False) for text in original[widest]]
+        wrapped = [textwrap.fill(text, limits[widest], break_long_words=False) for text in original[widest]]
+        if wrapped == list(cells[widest]): break   # its words are too long to wrap
+        cells[widest] = wrapped
         fresh = widths(cells)
         if fresh == now and limits[widest] < 10: break
         now = fresh

@@ -86,12 +86,12 @@ def no_labels(data): data.obs, data.uns["labels"] = data.obs[["patient"]], []
     (shallow, "depths differ .*-fold: look at the shallowest sample 'sample-0007'"),
     (one_class, "'label' has one class only, so it cannot be learned: add samples or choose"),
     (tiny_classes, "fewer than two classes of 15 samples"),
-        (a_small_class, r"classes c \(4\) have fewer than 15.*merge classes"),
+        (a_small_class, r"fewer than 15 samples lose their label 'label': c \(4\).*or lower `min_class_size`"),
     (two_patients, "cannot be split by patient .class 'b' has samples of 2 patients only"),
     (block, "missing values mark 40 samples as a batch"),
         (mostly_incomplete, "genes are complete and the strict protocol drops"),
     (mostly_constant, "150 of 200 genes never vary"),
-    (no_labels, "without a label column only for pretraining and embedding: name one with `labels`")])
+    (no_labels, "only for pretraining and embedding, since no column is known to be a label: name one")])
 @pytest.mark.filterwarnings("error")
 def test_a_reservation_leaves_data_usable_and_the_remedy_is_named(tmp_path, fault, message):
     data = toy(100)
@@ -115,6 +115,7 @@ def test_scattered_gaps_are_counted_but_are_no_batch(tmp_path):
     data.X[:, :100] = np.where(np.isnan(data.X[:, :100]) & (np.arange(100) > 40), 1, data.X[:, :100])
     report = inspect_file(saved(data, tmp_path))
     assert "% of the values" in report.facts["missing"] and "block" not in report.facts["missing"]
+    assert "see its `max_missing`" in report.facts["missing"]
     assert report.verdict == "ready"
 
 

@@ -359,6 +359,13 @@ def test_no_text_of_a_table_is_cut_or_overlaps(tmp_path):
             assert box.x1 <= other.x0 or other.x1 <= box.x0 or box.y1 <= other.y0 + 1.5 or other.y1 <= box.y0 + 1.5
 
 
+@pytest.mark.parametrize("name", ["nonresponder", "non_responder_with_a_name_of_one_word"])
+def test_a_table_with_a_word_too_long_to_wrap_is_drawn_all_the_same(name):
+    counts = {f"a count {i}": [1234, 5] for i in range(6)}
+    figure = report.draw_table(pd.DataFrame({"class": [name, "other"], **counts}), width=report.SINGLE)
+    assert name in [text.get_text() for text in words(figure)]
+
+
 def test_a_table_is_saved_with_its_text_and_its_full_numbers(tmp_path):
     full = pd.DataFrame(dict(arm=["scarf"], mean=[0.123456789]))
     report.save_table(pd.DataFrame(dict(arm=["SCARF"], mean=["0.12"])), "table", "**T.**", tmp_path, RUNS, full)

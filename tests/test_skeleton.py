@@ -13,7 +13,7 @@ import yaml
 from conftest import SHARED_DATA
 
 from ssl_expr.cli import parser
-from ssl_expr.study import figures
+from ssl_expr.study import Plan, figures, read_profile
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY/"README.md").read_text(encoding="utf-8")
@@ -67,6 +67,19 @@ def test_readme_python_runs_as_written(tmp_path):
     assert answer.returncode == 0, answer.stderr
 
 
+def test_readme_profile_is_a_valid_one_and_draws_the_figures_that_readme_names(monkeypatch, tmp_path):
+    (text,) = blocks("yaml")
+    (tmp_path/"nbs"/"profiles").mkdir(parents=True)
+    (tmp_path/"nbs"/"profiles"/"mine.yaml").write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_expr.study.repository", lambda: tmp_path)
+        profile = read_profile("mine")
+    plan = Plan("mine", profile)  # its parameters are those of the experiments' notebooks, or refused
+    assert {run.experiment for run in plan.runs.values()} >= {"prepare", "pretrain", "label_curve", "baselines"}
+    named = re.findall(r"^- `(\w+)\.png`", README, flags=re.M)
+    assert len(named) == 3 and set(named) <= set(figures(plan))
+
+
 def test_readme_commands_run_as_written(finished, tmp_path):
     "Those that CI runs itself (make) and the installation are left to it; the others run here, at toy size."
     study, ran = finished.clone(tmp_path/"copy"), []
@@ -74,6 +87,7 @@ def test_readme_commands_run_as_written(finished, tmp_path):
                    "SSLEncoder(epochs=1, width=8, depth=1).fit(a).save('my_encoder'); a.to_df().to_csv('samples.csv')\n"
                    "a.to_df().T.to_csv('counts.tsv', sep='\\t')\n"
                    "a.obs[['patient', 'label']].set_axis(['patient', 'diagnosis'], axis=1).to_csv('clinic.csv')")
+    study.write_profile("mine", *blocks("yaml"))
     study.environment = study.environment | {"SSL_EXPR_CACHE": str(tmp_path/"cache")}
     subprocess.run([sys.executable, "-c", make_inputs], cwd=study.folder, check=True)
     for line in "".join(blocks("bash")).splitlines():
@@ -84,14 +98,14 @@ def test_readme_commands_run_as_written(finished, tmp_path):
         if words[1] == "fetch":             # not from the network; test_fetch.py says what happens there
             if not SHARED_DATA.is_dir(): continue
             words = [*words[:3], "--from", str(SHARED_DATA)]
-        if "--executor" in words: words.append("--dry-run")
+        if "--executor" in words or "mine" in words: words.append("--dry-run")  # the profile's runs would take minutes
         words = ["tiny" if word in ("quick", "study") else word for word in words]
         start = [sys.executable, "-m", *(["ssl_expr.cli"] if words[0] == "ssl-expr" else [words[0]])]
         answer = subprocess.run(start + words[1:], cwd=study.folder, env=study.environment,
                                 capture_output=True, text=True)
         assert answer.returncode == 0, f"{line}\n{answer.stdout}{answer.stderr}"
         ran.append(words[0])
-    assert ran.count("papermill") == 2 and ran.count("ssl-expr") >= 7
+    assert ran.count("papermill") == 4 and ran.count("ssl-expr") >= 7
 
 
 def test_readme_installation_without_make_is_what_make_does():
