@@ -16,7 +16,8 @@ import pandas as pd
 from .advice import ONE_DRAW, by_step, change_of_gain, under_the_paper
 from .claims import METRIC
 from .lookup import (EQUAL_TERMS, METHODS, STEPS, TENFOLD, WAYS, WHOLE, as_far_as_run, best_linear, compared_at,
-                             each, few_labels, gain, in_every_way, kept_epoch, named, repeats, saved, versus, winners)
+                             each, few_labels, gain, in_every_way, kept_epoch, named, repeats, saved, variants, versus,
+                             winners)
 from .report import LINEAR, count, in_words, label, markdown_table
 from .verdicts import PAPER_GAINS, Interval, NotRun, Tables, in_a_word, interval, percent, select
 
@@ -127,7 +128,8 @@ def which_method(tables:Tables)->str:
         return f"{way} {label(best)}" + (f" (a tie with {listed([label(arm) for arm in tied])})" if tied else "")
     ways = "; ".join(leaders(way) for way in dict.fromkeys(way for way, _ in found))
     return (f"**With which method?** Against the best linear model {label(method)} {used} comes out highest, "
-            f"{found[used, method]}. The best method in each way of use: {ways}.")
+            f"{found[used, method]}. The best method in each way of use: {ways}. "
+            f"{variants(tables, METRIC, *METHODS)}".rstrip())
 
 # %% ../nbs/87_answers.ipynb #a8700015
 READINGS:dict[str, dict[str, str]] = {   # labels saved: in words -> what to look up

@@ -170,13 +170,13 @@ def beside(tables:Tables, metric:str, arm:str, part:str="main")->str:
     return (f"Over the same labels the best linear model ({named(best)}) gains {over} over the network from scratch; "
             f"{label(arm)} minus that model is {against}: {tie_or_not(against)}.")
 
-def variants(tables:Tables, metric:str, arm:str, upto:float=FEW)->str:
-    "The same number for other variants of a method, such as `byol-200`, each in the part that ran it."
+def variants(tables:Tables, metric:str, *arms:str, upto:float=FEW)->str:
+    "The same number for other variants of methods, such as `byol-200`, each in the part that ran it."
     rows = select(tables, "gains", mode="unfrozen", reference="scratch", metric=metric, upto=upto)
-    rows = rows[rows["part"].isin(VARIANTS) & rows["arm"].str.startswith(f"{arm}-")]
+    rows = rows[rows["part"].isin(VARIANTS) & rows["arm"].str.startswith(tuple(f"{arm}-" for arm in arms))]
     said = [f"{label(row.arm)} {Interval(row.gain, row.low, row.high)} ({count(row.n_splits, 'split')})"
             for row in rows.itertuples()]
-    return f"Other settings: {'; '.join(said)}." if said else ""
+    return f"With other settings, gain over scratch: {'; '.join(said)}." if said else ""
 
 def at_one_size(tables:Tables, metric:str, arm:str)->str:
     "The same number where every arm's embedding was first brought to one size."
