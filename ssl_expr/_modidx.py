@@ -381,6 +381,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.lookup.each': ('lookup.html#each', 'ssl_expr/lookup.py'),
                                  'ssl_expr.lookup.few_labels': ('lookup.html#few_labels', 'ssl_expr/lookup.py'),
                                  'ssl_expr.lookup.gain': ('lookup.html#gain', 'ssl_expr/lookup.py'),
+                                 'ssl_expr.lookup.highest': ('lookup.html#highest', 'ssl_expr/lookup.py'),
                                  'ssl_expr.lookup.in_every_way': ('lookup.html#in_every_way', 'ssl_expr/lookup.py'),
                                  'ssl_expr.lookup.kept_epoch': ('lookup.html#kept_epoch', 'ssl_expr/lookup.py'),
                                  'ssl_expr.lookup.made_up_gains': ('lookup.html#made_up_gains', 'ssl_expr/lookup.py'),

@@ -16,8 +16,8 @@ import pandas as pd
 from .advice import ONE_DRAW, by_step, change_of_gain, under_the_paper
 from .claims import METRIC
 from .lookup import (EQUAL_TERMS, METHODS, STEPS, TENFOLD, WAYS, WHOLE, as_far_as_run, best_linear, compared_at,
-                             each, few_labels, gain, in_every_way, kept_epoch, named, repeats, saved, variants, versus,
-                             winners)
+                             each, few_labels, gain, highest, in_every_way, kept_epoch, named, repeats, saved, variants,
+                             versus, winners)
 from .report import LINEAR, count, in_words, label, markdown_table
 from .verdicts import PAPER_GAINS, Interval, NotRun, Tables, in_a_word, interval, percent, select
 
@@ -53,7 +53,7 @@ def with_some_labels(
     rows, over = select(tables, "label_curve", part="main", metric=METRIC), in_every_way(tables, METRIC)
     if not over: raise NotRun("no pretrained method was run")
     share = rows.loc[(rows["n_labels"] - about).abs().idxmin(), "fraction"]
-    way, arm = max(over, key=lambda used: over[used].value)
+    way, arm = highest(over)
     part, mode = WAYS[way]
     best = best_linear(tables, METRIC)
     def score(part:str, arm:str, mode:str)->str:
@@ -80,7 +80,7 @@ def gains_by_use(tables:Tables)->str:
     for way, over in ways.items():
         linear, methods = (as_far_as_run(arms, partial(over, other="scratch")) for arms in (LINEAR, METHODS))
         if not linear or not methods: continue
-        best = max(linear, key=lambda arm: linear[arm].value)
+        best = highest(linear)
         rows.append({"used how": way, "best linear model": f"{linear[best]} {label(best)}"}
                     | {label(arm): f"{number} {in_a_word(over(arm, best))}" for arm, number in methods.items()})
     if not rows: raise NotRun("no pretrained method was run")
@@ -118,11 +118,11 @@ def which_method(tables:Tables)->str:
     "The method that stands highest against the best linear model, in each way of use and in all."
     found = in_every_way(tables, METRIC)
     if not found: raise NotRun("no pretrained method was run")
-    used, method = max(found, key=lambda use: found[use].value)
+    used, method = highest(found)
     def leaders(way:str)->str:   # the first, and whoever is tied with it
         part, mode = WAYS[way]
         arms = [arm for other, arm in found if other == way]
-        best = max(arms, key=lambda arm: found[way, arm].value)
+        best = highest({arm: found[way, arm] for arm in arms})
         tied = [arm for arm in arms if arm != best
                 and not versus(tables, METRIC, best, arm, part=part, mode=mode).side()]
         return f"{way} {label(best)}" + (f" (a tie with {listed([label(arm) for arm in tied])})" if tied else "")
@@ -174,7 +174,7 @@ def against_linear_there(tables:Tables)->str:
     there = dict(gains=select(tables, PAPER_GAINS))
     against, best = in_every_way(there, METRIC), best_linear(there, METRIC)
     if not against: raise NotRun("no pretrained method was run under the paper's protocol")
-    way, arm = max(against, key=lambda used: against[used].value)
+    way, arm = highest(against)
     better = winners(against)
     return (f" {'Yes' if better else 'No'}: surely better than the best linear model there, {named(best)}, is "
             f"{better or 'nothing pretrained'}; highest is {label(arm)} {way}, {against[way, arm]}.")
@@ -194,7 +194,7 @@ def linear_or_not(tables:Tables)->str:
     over = gain(tables, METRIC, best)
     against = in_every_way(tables, METRIC)
     if not against: raise NotRun("no pretrained method was run")
-    way, arm = max(against, key=lambda used: against[used].value)
+    way, arm = highest(against)
     surely = winners(against)
     answer = (f"No: {surely} is better." if surely else "Yes." if over.side() > 0 else
               "No: the network from scratch is better." if over.side() < 0 else "Probably.")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'VARIANTS', 'LENGTHS', 'SHORTER', 'UNIT_SIZE', 'TENFOLD', 'WHOLE', 'STEPS', 'TABLES', 'ALIKE', 'TRANSFERS',
-           'DATA_PARTS', 'WAYS', 'EQUAL_TERMS', 'made_up_gains', 'as_far_as_run', 'gain', 'versus', 'best_linear',
-           'saved', 'compared_at', 'in_every_way', 'winners', 'named', 'each', 'on_equal_terms', 'beside', 'variants',
-           'at_one_size', 'repeats', 'kept_epoch', 'cut_short', 'of_length', 'by_length', 'few_labels', 'sentences',
-           'contrast']
+           'DATA_PARTS', 'WAYS', 'EQUAL_TERMS', 'made_up_gains', 'as_far_as_run', 'gain', 'versus', 'highest',
+           'best_linear', 'saved', 'compared_at', 'in_every_way', 'winners', 'named', 'each', 'on_equal_terms',
+           'beside', 'variants', 'at_one_size', 'repeats', 'kept_epoch', 'cut_short', 'of_length', 'by_length',
+           'few_labels', 'sentences', 'contrast']
 
 # %% ../nbs/83_lookup.ipynb #8adfdecd
 from collections.abc import Callable, Iterable, Mapping
@@ -93,6 +93,10 @@ def versus(
         return (gain(tables, metric, arm, upto=upto, part=part, mode=mode)
                 - gain(tables, metric, other, upto=upto, part=part, mode="unfrozen" if other in LINEAR else mode))
 
+def highest(found:dict[Any, Interval])->Any:
+    "Whose estimate stands highest."
+    return max(found, key=lambda key: found[key].value)
+
 def best_linear(
     tables:Tables,
     metric:str,
@@ -102,7 +106,7 @@ def best_linear(
     "The linear model that gains most over the network from scratch."
     found = as_far_as_run(LINEAR, partial(gain, tables, metric, upto=upto, part=part))
     if not found: raise NotRun(f"no linear model in part {part}")
-    return max(found, key=lambda arm: found[arm].value)
+    return highest(found)
 
 # %% ../nbs/83_lookup.ipynb #b38415b7
 def saved(tables:Tables, metric:str, arm:str, part:str="main", reference:str="scratch", target:str="best",

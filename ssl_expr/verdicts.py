@@ -29,7 +29,7 @@ PAPER_GAINS = "paper_gains"   # the rows of `gains` under the paper's protocol
 def read_tables(
     folder:Path|str,          # collected tables: figures/data/<profile>
     names:Iterable[str],      # "gains", "labels_saved", …
-    both:Iterable[str]=("protocols", "protocol_change", "protocol_change_means"),   # tables that keep both protocols
+    both:Iterable[str]=("protocol_change", "protocol_change_means"),   # tables that keep both protocols
 )->dict[str, pd.DataFrame]:
     "Those of the named tables that are there, with `part`; strict protocol if it was run, the paper's gains apart."
     tables = {}
