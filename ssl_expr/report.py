@@ -27,8 +27,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from .evaluate import OVER_SCRATCH  # noqa: F401  figure notebooks use it
@@ -141,8 +142,8 @@ def text_width(
     size:float=6.5,      # pt
 )->float:
     "Width of the longest line in inches."
-    return max((TextPath((0, 0), line, size=size).get_extents().width for line in text.split("\n") if line.strip()),
-               default=0)/72
+    font = FontProperties(size=size)
+    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in text.split("\n"))/72
 
 # %% ../nbs/70_report.ipynb #cell-14
 def draw_curves(
