@@ -31,7 +31,7 @@ def ask(
     words:list[str],  # arguments of `ssl-expr`
 )->int|None:          # its exit status; None: there is no warm process
     "Let the warm process do a command; RuntimeError if it ends before its time."
-    if not (address := os.environ.get(SOCKET)): return None
+    if not (address := os.environ.get(SOCKET)) or "SLURM_JOB_ID" in os.environ: return None
     with socket.socket(socket.AF_UNIX) as line:
         try: line.connect(address)
         except OSError: return None

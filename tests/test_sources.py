@@ -1,7 +1,9 @@
 """Public sources: read from files in their true format, and, where they are at hand, from the original files."""
+import gc
 import gzip
 import os
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -461,6 +463,26 @@ def test_an_r_data_frame_comes_back_whatever_its_columns_and_row_names_are(tmp_p
                           "real": [0.5, np.nan, 2]}, index=index)
     read = tcga.read_rda(write_rda(tmp_path/"some.rda", frame))
     pd.testing.assert_frame_equal(read, frame.set_axis(frame.index.astype(str)), check_dtype=False)
+
+
+def test_text_is_read_at_once_as_rdata_reads_it_piece_by_piece(tmp_path, monkeypatch):
+    texts = ["plain", "", "ä∂ – 日本", None, "x"*70_000]
+    frame = pd.DataFrame({"text": texts, "factor": pd.Categorical(["b", None, "ü", "b", ""]), "number": range(5)})
+    path = write_rda(tmp_path/"some.rda", frame)
+    quick = tcga.read_rda(path)
+    monkeypatch.setattr(tcga, "text_at_once", nullcontext)
+    pd.testing.assert_frame_equal(quick, tcga.read_rda(path))
+    assert quick["text"].tolist() == texts and quick["factor"].tolist()[2] == "ü"
+
+
+def test_text_that_is_cut_off_is_refused(tmp_path):
+    import rdata
+    path = write_rda(tmp_path/"some.rda", pd.DataFrame({"text": ["plain", "text"]}))
+    whole = gzip.decompress(path.read_bytes())
+    for place in range(20, len(whole)):
+        path.write_bytes(whole[:place])
+        with pytest.raises(ValueError, match="holds no R data frame"): tcga.read_rda(path)
+    assert rdata.parser._xdr.ParserXDR._parse_vector_value.__name__ == "_parse_vector_value" and gc.isenabled()
 
 
 def mirna_table(samples, counts):
