@@ -38,7 +38,7 @@ export: .venv/installed      ## notebooks -> ssl_expr/
 lab: .venv/installed         ## read and run the notebooks
 	jupyter lab nbs/index.ipynb
 
-.venv/installed: settings.ini setup.py pyproject.toml
+.venv/installed: settings.ini setup.py   # not pyproject.toml: nbdev-export touches it
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
