@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from .checks import check_choice, check_matrix, check_number
+from .memory import kept_memory
 from .nets import Encoder, embed, seeded, standardised, with_unit_size
 from .splits import Split, label_fraction
 
@@ -379,7 +380,8 @@ def finetune(
     for repeat in [None] if isinstance(encoder, nn.Module) else range(repeats):
         chosen = [run for run in runs if repeat in (None, run.repeat)]
         network = encoder if repeat is None else encoder(repeat)
-        results = predict(network, X, torch.as_tensor(y), chosen, split, n_classes, settings)
-        for run, (probabilities, kept) in zip(chosen, results, strict=True):
-            frames[run.fraction, run.repeat] = prediction_frame(run, probabilities.numpy(), split.test, y, kept)
+        with kept_memory():
+            results = predict(network, X, torch.as_tensor(y), chosen, split, n_classes, settings)
+            for run, (probabilities, kept) in zip(chosen, results, strict=True):
+                frames[run.fraction, run.repeat] = prediction_frame(run, probabilities.numpy(), split.test, y, kept)
     return pd.concat([frames[run.fraction, run.repeat] for run in runs], ignore_index=True)

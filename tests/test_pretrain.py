@@ -78,7 +78,8 @@ def plain_loop(objective, X, settings):
 
 
 @pytest.mark.parametrize("name, settings", ARMS)
-@pytest.mark.parametrize("optimizer, momentum", [("adam", 0.), ("adamw", 0.), ("sgd", 0.9), ("rmsprop", 0.)])
+@pytest.mark.parametrize("optimizer, momentum", [
+    ("adam", 0.), ("adamw", 0.), ("sgd", 0.9), ("rmsprop", 0.), ("rmsprop", 0.9)])
 def test_the_loop_with_fast_optimisers_equals_a_plain_one_in_double_precision(name, settings, optimizer, momentum):
     data, choice = torch.from_numpy(X).double(), {"optimizer": optimizer, "momentum": momentum, "learning_rate": 1e-3}
     fast, slow = fresh(name, **settings).double(), fresh(name, **settings).double()
@@ -88,6 +89,22 @@ def test_the_loop_with_fast_optimisers_equals_a_plain_one_in_double_precision(na
     np.testing.assert_allclose(history.loss, losses, rtol=1e-10)
     for a, b in zip(fast.state_dict().values(), slow.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rmsprop_in_one_pass_is_torchs(momentum):
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((3, 5), (4,), (2, 1))]
+    ours, theirs = ([torch.nn.Parameter(each.double()) for each in start] for _ in range(2))
+    settings = dict(lr=0.01, alpha=0.9, eps=1e-7, momentum=momentum)
+    mine, torchs = module.RMSprop(ours, **settings), torch.optim.RMSprop(theirs, **settings, foreach=False)
+    for step in range(5):
+        for parameters, optimizer in ((ours, mine), (theirs, torchs)):
+            optimizer.zero_grad()
+            for place, parameter in enumerate(parameters[:2 if step < 2 else 3]):   # the last has no gradient at first
+                parameter.grad = (parameter*(place + 1)).sin().detach()
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True): torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
+    assert [*mine.state_dict()["state"][0]] == [*torchs.state_dict()["state"][0]]
 
 
 @pytest.mark.parametrize("name, settings", ARMS)
