@@ -3,7 +3,9 @@ import itertools
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 
+from ssl_expr import corruption as module
 from ssl_expr.corruption import Corruption, bernoulli_mask, fixed_count_mask, permute_columns
 
 MASKS, REPLACEMENTS = ("fixed_count", "bernoulli"), ("uniform", "marginal", "batch")
@@ -141,3 +143,53 @@ def test_a_saved_corruption_holds_ranges_but_never_samples(X):
     restored.load_state_dict(state)
     assert sorted(state) == ["high", "low"]
     assert torch.equal(restored(X, seed(0))[0], Corruption(101).fit(X)(X, seed(0))[0])
+
+
+@every_kind
+@pytest.mark.parametrize("in_cache", [1, 250, 10**9])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_batches_that_are_corrupted_in_parts_of_any_size_obey_the_same_rules(X, mask, replacement, in_cache, rows,
+                                                                           monkeypatch):
+    monkeypatch.setattr(module, "IN_CACHE", in_cache)
+    corrupted, drawn = Corruption(101, 0.3, mask, replacement).double().fit(X)(X[:rows], seed(1))
+    assert corrupted.shape == drawn.shape == (rows, 101)
+    assert torch.equal(corrupted[~drawn], X[:rows][~drawn])
+    assert mask == "bernoulli" or drawn.sum(1).tolist() == [30]*rows
+    assert ((corrupted >= X.amin(0)) & (corrupted <= X.amax(0))).all()
+    assert replacement != "batch" or rows == 1 or (corrupted != X[:rows]).any()
+
+
+@pytest.mark.parametrize("draw", [fixed_count_mask, bernoulli_mask])
+def test_rows_and_genes_fall_independently_of_each_other(draw):
+    drawn = draw(20_000, 41, 0.3, seed(2)).double() - 0.3
+    rows = (drawn[1:]*drawn[:-1]).mean()
+    assert abs(rows) < 5*0.21/(20_000*41)**0.5
+    genes = torch.corrcoef(drawn.T) - torch.eye(41)
+    expected = -1/40 if draw is fixed_count_mask else 0.0   # a fixed number leaves less for the others
+    off = genes[~torch.eye(41, dtype=torch.bool)]
+    assert abs(off.mean() - expected) < 2e-3 and (off - expected).abs().max() < 5/20_000**0.5
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_numbers_between_zero_and_one_are_evenly_spread(kind):
+    numbers = module._unit(module.draws(seed(3)), (400, 501), kind)
+    assert numbers.dtype == kind and 0 <= numbers.min() and numbers.max() < 1
+    counts = torch.histc(numbers.double(), 100, 0, 1)
+    assert ((counts - 2004).square()/2004).sum() < 148.2   # 0.999 quantile with 99 degrees of freedom
+
+
+@pytest.mark.parametrize("replacement", REPLACEMENTS)
+def test_corrupted_values_are_distributed_as_in_the_plain_way(X, replacement):
+    batch = X[:30].float()
+    def plain(source):
+        if replacement == "uniform":
+            values = X.amin(0) + (X.amax(0) - X.amin(0))*torch.rand(30, 101, generator=source)
+        elif replacement == "marginal":
+            values = torch.stack([column[torch.randint(60, (30,), generator=source)] for column in X.T], dim=1)
+        else: values = torch.stack([column[torch.randperm(30, generator=source)] for column in batch.T], dim=1)
+        keep = torch.rand(30, 101, generator=source) >= 0.3
+        return torch.where(keep, batch, values.float())
+    corruption, ours, theirs = Corruption(101, 0.3, "bernoulli", replacement).fit(X.float()), seed(4), seed(5)
+    mine, others = (torch.stack([draw() for _ in range(300)])[:, :, 7].flatten().numpy()
+                    for draw in (lambda: corruption(batch, ours)[0], lambda: plain(theirs)))
+    assert ks_2samp(mine, others).pvalue > 1e-3
