@@ -234,7 +234,7 @@ def redraw(
         print(f"{name}: {'drawn' if answer.returncode == 0 else answer.stderr.strip()}", flush=True)
         return answer.returncode
     if not collected: _remove_others(repository()/folder, wanted)
-    with warm(), ThreadPoolExecutor(cores or os.cpu_count()) as pool: return max(pool.map(draw, wanted))
+    with warm(), ThreadPoolExecutor(cores or os.cpu_count()) as pool: return int(any([*pool.map(draw, wanted)]))
 
 def _remove_others(folder:Path, wanted:list[str]):
     "Remove figures of an earlier report whose tables this one does not have."
@@ -259,7 +259,9 @@ def reproduce(
         for each in runs:
             print(f"{each.experiment}: {each.target}", flush=True)
             done = execute(f"experiments/{each.experiment}", each.log, each.parameters)
-            if done.returncode: raise RuntimeError(done.stderr.strip().removeprefix("ssl-expr: "))
+            if done.returncode:
+                said = done.stderr.strip().removeprefix("ssl-expr: ")
+                raise RuntimeError(said or f"{each.target} was ended by signal {-done.returncode}")
     before = plan.source(run)
     if before.is_file(): same, said = compare(run, before, root/runs[-1].target)
     else: same, said = _same_digest(record, root/runs[-1].target)

@@ -21,8 +21,11 @@ def draws(
     source: Source,
 ) -> np.random.Generator:  # itself, if it is one already
     "A quick stream of draws, started by one draw of a torch generator."
-    if isinstance(source, np.random.Generator): return source
-    return np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, (), generator=source))))
+    if isinstance(source, np.random.Generator):
+        if isinstance(source.bit_generator, np.random.SFC64): return source
+        seed = int(source.integers(2**63 - 1))  # not every other stream gives 64 random bits at a time
+    else: seed = int(torch.randint(2**63 - 1, (), generator=source))
+    return np.random.Generator(np.random.SFC64(seed))
 
 def _bits(source: np.random.Generator, shape: tuple[int, int], kind: type) -> np.ndarray:
     "Unsigned integers of some size, each equally likely."
@@ -139,9 +142,10 @@ class Corruption(nn.Module):
         corrupted.view(-1).numpy()[rows] = self.pool.view(-1).numpy().take(others)  # torch takes twice as long
         return corrupted
 
+    @torch.no_grad()
     def forward(
         self,
-        x: Tensor,                # (B, G) batch, left untouched
+        x: Tensor,                # (B, G) batch, finite, left untouched
         source: Source = None,    # seeded source of draws
     ) -> tuple[Tensor, Tensor]:   # corrupted (B, G) and mask (B, G), True where drawn
         "Corrupt a batch."
@@ -160,5 +164,5 @@ class Corruption(nn.Module):
                 share = _unit(source, (len(x[part]), self.n_genes), x.dtype).to(x.device)
                 values = torch.lerp(self.low.to(x.dtype), self.high.to(x.dtype), share)
             else: values = permuted[part]
-            torch.lerp(x[part], values, mask[part].to(x), out=corrupted[part])  # weights 0 and 1: exact, as `where` is
+            torch.lerp(x[part], values, mask[part].to(x), out=corrupted[part])  # finite, weights 0 and 1: exact
         return corrupted, mask.to(x.device)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 # %% ../nbs/19_memory.ipynb #cell-06
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3           # options of glibc's mallopt
 KEEP = {TRIM_THRESHOLD: 2**31 - 1, MMAP_THRESHOLD: 2**28}
-USUAL = {TRIM_THRESHOLD: 2**17, MMAP_THRESHOLD: 2**25}   # trim as by default; above this size glibc never keeps a block
+USUAL = {TRIM_THRESHOLD: 2**26, MMAP_THRESHOLD: 2**25}   # where glibc arrives by itself in a program with large blocks
 
 @contextmanager
 def kept_memory()->Iterator[None]:

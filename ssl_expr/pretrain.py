@@ -57,13 +57,15 @@ class Training:
 
 # %% ../nbs/40_pretrain.ipynb #cell-10
 class RMSprop(torch.optim.RMSprop):
-    "torch's RMSprop, in one pass over the memory where it has no momentum."
+    "torch's RMSprop, in one pass over the memory where it has neither momentum nor other extras."
     @torch.no_grad()
     def step(self, closure=None):
         "Move every parameter that has a gradient."
-        if any(group["momentum"] for group in self.param_groups): return super().step(closure)
+        others = ("momentum", "weight_decay", "centered", "maximize")
+        if closure or any(group[name] for group in self.param_groups for name in others): return super().step(closure)
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights: continue
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight].update(step=torch.tensor(0.0), square_avg=torch.zeros_like(weight))

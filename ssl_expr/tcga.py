@@ -123,6 +123,7 @@ def text_at_once()->Iterator[None]:
         place, found, infos = place + 4, [], {}
         for _ in range(head[0]):
             kind, length = struct.unpack_from(">Ii", data, place)
+            if kind & 0xff != _parser.RObjectType.CHAR.value or length < -1: raise ValueError("no piece of text")
             text = None if length < 0 else bytes(data[place + 8:place + 8 + length])   # NA has length -1
             place += 8 + max(length, 0)
             if kind not in infos: infos[kind] = _parser.parse_r_object_info(kind)

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Thread, _shutdown  # type: ignore[attr-defined]
 
 from .execute import INLINE
 
@@ -72,13 +72,15 @@ def _work(line:socket.socket):
         os.chdir(folder)
         Thread(target=_end_with, args=[line], daemon=True).start()
         status = main(arguments)
-    except SystemExit as end: status = end.code if isinstance(end.code, int) else 1
+    except SystemExit as end:
+        if isinstance(end.code, str): print(end.code, file=sys.stderr)
+        status = int(isinstance(end.code, str)) if not isinstance(end.code, int) else end.code
     except BaseException: traceback.print_exc()
     finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush(); sys.stderr.flush()
-        with suppress(OSError): line.sendall(bytes([status]))
-        os._exit(status)
+        for last in (_shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):  # as Python itself ends
+            with suppress(BaseException): last()
+        with suppress(BaseException): line.sendall(bytes([status & 255]))
+        os._exit(status & 255)
 
 def serve(
     address:str,  # where to listen
@@ -94,6 +96,7 @@ def serve(
             line, _ = listener.accept()
             if not loaded: _load(); loaded = True
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the copies
+            sys.stdout.flush()  # or every copy would print it again
             if os.fork() == 0:
                 listener.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)

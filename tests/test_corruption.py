@@ -1,6 +1,7 @@
 "Masks and replacements: exact counts, known sources, one generator."
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
@@ -187,9 +188,17 @@ def test_corrupted_values_are_distributed_as_in_the_plain_way(X, replacement):
         elif replacement == "marginal":
             values = torch.stack([column[torch.randint(60, (30,), generator=source)] for column in X.T], dim=1)
         else: values = torch.stack([column[torch.randperm(30, generator=source)] for column in batch.T], dim=1)
-        keep = torch.rand(30, 101, generator=source) >= 0.3
-        return torch.where(keep, batch, values.float())
+        return values.float() - batch
     corruption, ours, theirs = Corruption(101, 0.3, "bernoulli", replacement).fit(X.float()), seed(4), seed(5)
-    mine, others = (torch.stack([draw() for _ in range(300)])[:, :, 7].flatten().numpy()
-                    for draw in (lambda: corruption(batch, ours)[0], lambda: plain(theirs)))
-    assert ks_2samp(mine, others).pvalue > 1e-3
+    mine, others = [], []
+    for _ in range(300):   # what changes, and by how much, where a value was drawn
+        corrupted, drawn = corruption(batch, ours)
+        mine.append((corrupted - batch)[:, 7][drawn[:, 7]])
+        others.append(plain(theirs)[:, 7][torch.rand(30, generator=theirs) < 0.3])
+    assert ks_2samp(torch.cat(mine).numpy(), torch.cat(others).numpy()).pvalue > 1e-3
+
+
+def test_a_stream_with_fewer_random_bits_serves_as_a_seed_only():
+    masks = [bernoulli_mask(100, 1000, 0.3, np.random.Generator(np.random.MT19937(number))) for number in (1, 1, 2)]
+    assert abs(masks[0].double().mean() - 0.3) < 5*(0.21/100_000)**0.5
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])

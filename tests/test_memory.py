@@ -13,17 +13,18 @@ import json, resource, torch
 from pathlib import Path
 from ssl_expr.memory import kept_memory
 
-def faults(steps=20):
+def faults(steps=20, size=2**24):
     for step in range(2*steps):
         if step == steps: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)
+        torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident(): return int(Path("/proc/self/statm").read_text().split()[1])*4096
 
 outside, start = faults(), resident()
 with kept_memory(): inside, held = faults(), resident()
-print(json.dumps([outside, inside, held - start, resident() - start]))
+left = resident() - start
+print(json.dumps([outside, inside, held - start, left, max(faults(size=size) for size in (2**18, 2**21, 5*2**20))]))
 """
 
 
@@ -35,10 +36,11 @@ def on_glibc():
 @pytest.mark.skipif(not on_glibc(), reason="only glibc has the switches")
 def test_steps_of_training_fault_no_pages_and_give_the_memory_back_at_the_end():
     answer = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    outside, inside, held, left = json.loads(answer.stdout)
+    outside, inside, held, left, after = json.loads(answer.stdout)
     assert outside >= 20*16_384, "blocks of 64 MB should be new pages every time"
     assert inside < outside/100
     assert held > 50e6 and left < 20e6
+    assert after < 1000, "blocks of 1 to 20 MB must not become slower than before"
 
 
 @pytest.mark.parametrize("library", [OSError, object()])

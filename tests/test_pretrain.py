@@ -91,11 +91,12 @@ def test_the_loop_with_fast_optimisers_equals_a_plain_one_in_double_precision(na
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, equal_nan=True)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_rmsprop_in_one_pass_is_torchs(momentum):
+@pytest.mark.parametrize("extra", [
+    {}, dict(momentum=0.9), dict(weight_decay=0.1), dict(centered=True), dict(maximize=True)])
+def test_rmsprop_in_one_pass_is_torchs(extra):
     start = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((3, 5), (4,), (2, 1))]
     ours, theirs = ([torch.nn.Parameter(each.double()) for each in start] for _ in range(2))
-    settings = dict(lr=0.01, alpha=0.9, eps=1e-7, momentum=momentum)
+    settings = dict(lr=0.01, alpha=0.9, eps=1e-7, **extra)
     mine, torchs = module.RMSprop(ours, **settings), torch.optim.RMSprop(theirs, **settings, foreach=False)
     for step in range(5):
         for parameters, optimizer in ((ours, mine), (theirs, torchs)):

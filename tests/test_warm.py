@@ -169,6 +169,27 @@ def test_without_a_warm_process_or_under_a_cluster_a_job_does_its_own_work(study
         assert run("alone").returncode == 0 and Path("parent").read_text() != str(os.getpid())
 
 
+def test_a_job_that_had_helpers_of_its_own_ends_without_waiting_for_them(study):
+    study("helpers", "from joblib import Parallel, delayed", "Parallel(n_jobs=2)(delayed(abs)(i) for i in range(4))")
+    with warm():
+        job = subprocess.Popen(command("helpers"))
+        assert until(lambda: job.poll() is not None), "idle helpers of joblib live for five minutes"
+        assert job.returncode == 0
+
+
+def test_what_a_job_prints_and_its_exit_status_reach_the_caller(study):
+    program = "import sys, ssl_expr.warm as warm; sys.exit(warm.ask(sys.argv[1:]))"
+    def asked(*words): return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    with warm():
+        helped, refused = asked("status", "--help"), asked("statues")
+        assert helped.returncode == 0 and helped.stdout.startswith("usage:") and not helped.stderr
+        assert refused.returncode == 2 and "invalid choice" in refused.stderr and not refused.stdout
+        words = [sys.executable, "-c", program, "fetch", "toy"]
+        jobs = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+        said = {job.communicate()[0] for job in jobs}
+    assert said == {"toy comes with the package: load it by its name\n"} and not any(job.returncode for job in jobs)
+
+
 def test_nobody_else_may_reach_the_socket(study):
     with warm():
         assert Path(os.environ[SOCKET]).parent.stat().st_mode & 0o077 == 0
