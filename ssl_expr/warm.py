@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread, _shutdown  # type: ignore[attr-defined]
 
-from .execute import INLINE
+from .execute import before_loading
 
 # %% ../nbs/67_warm.ipynb #cell-06
 SOCKET = "SSL_EXPR_WARM"  # environment variable: where the warm process listens
@@ -52,8 +52,7 @@ LIBRARIES = (
 
 def _load():
     "Import what the notebooks of a study need."
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    os.environ["MPLBACKEND"] = INLINE
+    before_loading()
     for name in LIBRARIES:
         with suppress(Exception): import_module(name)
 
