@@ -23,6 +23,7 @@ from .checks import check_choice, check_matrix, check_number
 from .memory import kept_memory
 from .nets import Encoder, embed, seeded, standardised, with_unit_size
 from .splits import Split, label_fraction
+from .wide import in_blocks
 
 # %% ../nbs/45_finetune.ipynb #cell-06
 @dataclass(frozen=True)
@@ -179,19 +180,19 @@ def train_whole(
 ) -> tuple[nn.Module, int]: # network with the weights of the best epoch, and that epoch
     "Train a copy of `encoder` and a new head on one run's labels (unfrozen)."
     model = nn.Sequential(copy.deepcopy(encoder).requires_grad_(True), new_head(encoder.width, n_classes, run.seed))
-    optimizer = (torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-                 if settings.optimizer == "adam" else torch.optim.SGD(model.parameters(), lr=settings.learning_rate))
+    def optimizer(weights):
+        if settings.optimizer == "adam": return torch.optim.Adam(weights, settings.learning_rate, fused=True)
+        return torch.optim.SGD(weights, settings.learning_rate)
     train, watched = torch.as_tensor(run.train), torch.as_tensor(run.watched)
     order, sizes = torch.Generator().manual_seed(run.seed), batch_sizes(len(train), settings.batch_size)
     stopping, best = EarlyStopping(settings.patience), model.state_dict()
-    with seeded(run.seed):
+    with seeded(run.seed), in_blocks(model, optimizer) as blocks:
         for epoch in range(1, settings.epochs + 1):
             model.train()
             for rows in train[torch.randperm(len(train), generator=order)].split(sizes):
-                loss = cross_entropy(model(X[rows]), y[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                blocks.zero_grad()
+                cross_entropy(model(X[rows]), y[rows]).backward()
+                blocks.step()
             model.eval()
             with torch.no_grad(): score = validation_score(model(X[watched]), y[watched], settings.monitor)
             if stopping.improved(score, epoch): best = {k: v.clone() for k, v in model.state_dict().items()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_number
+from .wide import WideLinear
 
 # %% ../nbs/20_nets.ipynb #cell-06
 class Encoder(nn.Module):
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
         self.n_genes, self.width, self.depth, self.dropout = n_genes, width, depth, dropout
         sizes = [n_genes] + [width] * depth
         self.blocks = nn.Sequential(*(
-            nn.Sequential(nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU(), nn.Dropout(dropout))
+            nn.Sequential(WideLinear(i, o), nn.BatchNorm1d(o), nn.ReLU(), nn.Dropout(dropout))
             for i, o in zip(sizes, sizes[1:], strict=False)))
 
     def forward(
@@ -121,6 +122,6 @@ def mlp(
         layers += [nn.BatchNorm1d(n_out)] if batch_norm else []
         layers += [nn.ReLU()]
         layers += [nn.Dropout(dropout)] if dropout else []
-    layers += [nn.Linear(sizes[-2], sizes[-1])]
+    layers += [WideLinear(sizes[-2], sizes[-1])]
     layers += [final_activation] if final_activation is not None else []
     return nn.Sequential(*layers)

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .nets import Encoder, embed, seeded
 from .objective import Objective, build, objectives
 from .files import remove_leftovers
 from .storage import load_tensors, save_tensors, tensor_digest
+from .wide import BLOCK, BlockOptimizer, in_blocks
 
 # %% ../nbs/40_pretrain.ipynb #cell-08
 TRAINING = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum") # what a caller may change by name
@@ -122,16 +123,16 @@ def batches(
 class _Run:
     "Everything that changes while a pretraining runs: exactly what a checkpoint must hold."
     objective: Objective
-    optimizer: torch.optim.Optimizer
+    optimizer: BlockOptimizer
     generator: torch.Generator
     history: list[list[float]] = field(default_factory=list)
 
 TINY = 1e-30
 
 @torch.no_grad()
-def _forget_tiny(optimizer:torch.optim.Optimizer):
+def _forget_tiny(optimizer:BlockOptimizer):
     "Set averages of the optimiser to zero that are too small to move a weight."
-    for state in optimizer.state.values():
+    for state in (state for part in optimizer.optimizers for state in part.state.values()):
         for average in state.values():
             if isinstance(average, Tensor) and average.ndim: average[average.abs() < TINY] = 0
 
@@ -203,9 +204,18 @@ class _Progress:
         if self.bar is not None: self.bar.close()
 
 # %% ../nbs/40_pretrain.ipynb #cell-26
+def _numbered(optimizer:BlockOptimizer)->Iterator[tuple[range, torch.optim.Optimizer]]:
+    "Its parts, each with the numbers of its parameters."
+    first = 0
+    for part in optimizer.optimizers:
+        numbers = range(first, first + sum(len(group["params"]) for group in part.param_groups))
+        yield numbers, part
+        first = numbers.stop
+
 def _state(run:_Run)->dict[str, Tensor]:
     "All that changes during a run, as named tensors."
-    moments = {f"optimizer.{index}.{name}": value for index, state in run.optimizer.state_dict()["state"].items()
+    moments = {f"optimizer.{numbers[index]}.{name}": value for numbers, part in _numbered(run.optimizer)
+               for index, state in part.state_dict()["state"].items()
                for name, value in state.items() if isinstance(value, Tensor)}
     randomness = {"random.generator": run.generator.get_state(), "random.torch": torch.get_rng_state()}
     device = next(run.objective.parameters()).device
@@ -224,7 +234,9 @@ def _restore(
         if kind == "optimizer": moments.setdefault(int(name.split(".")[0]), {})[name.split(".")[1]] = value
     run.objective.load_state_dict({key.removeprefix("objective."): value for key, value in tensors.items()
                                    if key.startswith("objective.")})
-    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": moments})
+    for numbers, part in _numbered(run.optimizer):
+        own = {index: moments[number] for index, number in enumerate(numbers) if number in moments}
+        part.load_state_dict({**part.state_dict(), "state": own})
     run.generator.set_state(tensors["random.generator"])
     torch.set_rng_state(tensors["random.torch"])
     device = next(run.objective.parameters()).device
@@ -232,10 +244,11 @@ def _restore(
     run.history = [[int(epoch), *numbers] for epoch, *numbers in tensors["history"].tolist()]
 
 # %% ../nbs/40_pretrain.ipynb #cell-27
-def _identity(objective:Objective, X:Tensor, settings:Training)->dict:
+def _identity(objective:Objective, X:Tensor, settings:Training, optimizer:BlockOptimizer)->dict:
     "What makes a run this run and no other, as JSON can hold it."
     identity = {"objective": objective.name, **objective.settings(), **asdict(settings),
                 "data": tensor_digest({"X": X}), "initial weights": tensor_digest(objective.state_dict())}
+    if optimizer.blocks: identity["genes at a time"] = BLOCK
     return json.loads(json.dumps(identity, default=lambda number: number.item())) # as it will be read back
 
 def _resume(
@@ -313,29 +326,28 @@ def _epochs(
     path:Path|None, every:int, progress:bool,         # checkpoint, epochs between saves, show progress
 )->_Run:                                              # at its end
     "The epochs of `pretrain`, from the start or from a checkpoint."
-    identity = _identity(objective, X, settings) if path else {}
+    def optimizer(weights): return OPTIMIZERS[settings.optimizer](weights, settings.learning_rate, settings.momentum)
     generator = torch.Generator().manual_seed(settings.seed)
     train, held_out = hold_out(len(X), settings.held_out, generator)
     objective.fit_corruption(X[train])
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[settings.optimizer](parameters, settings.learning_rate, settings.momentum)
-    run = _Run(objective, optimizer, generator)
-    if path: _resume(run, path, identity)
-    watched = X[torch.cat([held_out, train])[:256]]
-    shown = _Progress(objective.name, len(run.history), settings.epochs, progress)
-    warned = False
-    for epoch in range(len(run.history) + 1, settings.epochs + 1):
-        loss = _train_epoch(run, X, train, settings.batch_size)
-        _forget_tiny(run.optimizer)
-        Z = embed(objective.encoder, watched)
-        run.history.append([epoch, loss, _held_out_loss(objective, X, held_out, settings), embedding_spread(Z),
-                            effective_rank(Z)])
-        shown.show(*run.history[-1])
-        if path and (epoch % every == 0 or epoch == settings.epochs):
-            save_tensors(path, _state(run), {"pretraining": identity})
-        if not warned and (warned := collapsed(run.history)):
-            warnings.warn(_collapse_sentence(run.history[-1]), stacklevel=3)
-    shown.close()
+    watched, warned = X[torch.cat([held_out, train])[:256]], False
+    with in_blocks(objective, optimizer) as blocks:
+        identity = _identity(objective, X, settings, blocks) if path else {}
+        run = _Run(objective, blocks, generator)
+        if path: _resume(run, path, identity)
+        shown = _Progress(objective.name, len(run.history), settings.epochs, progress)
+        for epoch in range(len(run.history) + 1, settings.epochs + 1):
+            loss = _train_epoch(run, X, train, settings.batch_size)
+            _forget_tiny(run.optimizer)
+            Z = embed(objective.encoder, watched)
+            run.history.append([epoch, loss, _held_out_loss(objective, X, held_out, settings), embedding_spread(Z),
+                                effective_rank(Z)])
+            shown.show(*run.history[-1])
+            if path and (epoch % every == 0 or epoch == settings.epochs):
+                save_tensors(path, _state(run), {"pretraining": identity})
+            if not warned and (warned := collapsed(run.history)):
+                warnings.warn(_collapse_sentence(run.history[-1]), stacklevel=3)
+        shown.close()
     return run
 
 def _collapse_sentence(last:list[float])->str:

@@ -11,7 +11,7 @@ from ssl_expr.nets import Encoder, embed, mlp, seeded
 def test_the_encoder_has_the_asked_number_of_blocks_and_units(width, depth):
     encoder = Encoder(30, width=width, depth=depth)
     kinds = [[type(layer).__name__ for layer in block] for block in encoder.blocks]
-    assert kinds == [["Linear", "BatchNorm1d", "ReLU", "Dropout"]] * depth
+    assert kinds == [["WideLinear", "BatchNorm1d", "ReLU", "Dropout"]] * depth
     assert encoder(torch.randn(4, 30)).shape == (4, width)
 
 
@@ -63,7 +63,7 @@ def test_embed_takes_any_float_matrix_and_returns_single_precision():
 
 def test_a_head_ends_in_a_bare_linear_layer():
     head = mlp([5, 7, 7, 2], batch_norm=True, dropout=0.1)
-    assert [type(layer).__name__ for layer in head] == ["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2 + ["Linear"]
+    assert [type(layer).__name__ for layer in head] == ["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2 + ["WideLinear"]
     assert [type(layer).__name__ for layer in mlp([5, 7, 2], final_activation=torch.nn.Sigmoid())][-1] == "Sigmoid"
 
 

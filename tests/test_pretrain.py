@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ssl_expr import pretrain as module
+from ssl_expr import wide
 from ssl_expr.nets import Encoder, embed, seeded
 from ssl_expr.objective import build
 from ssl_expr.pretrain import (
@@ -41,6 +42,12 @@ def fresh(name="scarf", n_genes=17, **settings):
 
 def brief(objective, X=X, **settings):
     return pretrain(objective, X, **{"epochs": 4, "batch_size": 16, "progress": False} | settings)
+
+
+def in_blocks_of_five(monkeypatch):
+    "Let the layers of these small networks count as wide: 17 genes are three blocks of five and one of two."
+    monkeypatch.setattr(wide, "LEAST_GENES", 10)
+    monkeypatch.setattr(wide, "BLOCK", 5)
 
 
 def digest(objective) -> str: return tensor_digest(objective.state_dict())
@@ -78,11 +85,14 @@ def plain_loop(objective, X, settings):
 
 
 @pytest.mark.parametrize("name, settings", ARMS)
+@pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("optimizer, momentum", [
     ("adam", 0.), ("adamw", 0.), ("sgd", 0.9), ("rmsprop", 0.), ("rmsprop", 0.9)])
-def test_the_loop_with_fast_optimisers_equals_a_plain_one_in_double_precision(name, settings, optimizer, momentum):
+def test_the_fast_loop_equals_a_plain_one_in_double_precision(
+        monkeypatch, name, settings, blocked, optimizer, momentum):
     data, choice = torch.from_numpy(X).double(), {"optimizer": optimizer, "momentum": momentum, "learning_rate": 1e-3}
     fast, slow = fresh(name, **settings).double(), fresh(name, **settings).double()
+    if blocked: in_blocks_of_five(monkeypatch)
     history = brief(fast, data, seed=5, **choice)
     with torch.random.fork_rng(devices=[]):
         losses = plain_loop(slow, data, training_settings(slow, seed=5, epochs=4, batch_size=16, **choice))
@@ -329,8 +339,9 @@ def fail_after(objective, n_steps: int):
 
 
 @pytest.mark.parametrize("name, settings", ARMS)
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
-def test_a_run_cut_twice_ends_at_the_same_bits(tmp_path, name, settings, optimizer):
+@pytest.mark.parametrize("optimizer, blocked", [("adam", False), ("adam", True), ("sgd", False), ("rmsprop", True)])
+def test_a_run_cut_twice_ends_at_the_same_bits(tmp_path, monkeypatch, name, settings, optimizer, blocked):
+    if blocked: in_blocks_of_five(monkeypatch)
     choice = {"epochs": 7, "checkpoint": tmp_path/"c.safetensors", "checkpoint_every": 2, "optimizer": optimizer,
               "learning_rate": 1e-3}
     whole = fresh(name, **settings)
@@ -342,6 +353,13 @@ def test_a_run_cut_twice_ends_at_the_same_bits(tmp_path, name, settings, optimiz
     pd.testing.assert_frame_equal(brief(again, **choice), history, check_exact=True)
     assert digest(again) == digest(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_checkpoint_with_other_blocks_is_refused(tmp_path, monkeypatch):
+    "Its averages would be read into the wrong genes."
+    brief(fresh(), checkpoint=tmp_path/"c.safetensors")
+    in_blocks_of_five(monkeypatch)
+    with pytest.raises(ValueError, match="other genes at a time"): brief(fresh(), checkpoint=tmp_path/"c.safetensors")
 
 
 def test_a_finished_run_returns_at_once(tmp_path):
