@@ -61,13 +61,14 @@ def check_matrix(
     if X.dtype.kind not in "fiub": raise ValueError(f"{name} must hold numbers, not {X.dtype}: convert it first")
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"{name} must be samples x genes with at least one of each, got shape {X.shape}")
-    bad = ~np.isfinite(X)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+    step = max(1, 2**25//X.shape[1])  # rows at a time: what is looked at is small beside a large matrix
+    bad = [np.argwhere(~np.isfinite(X[start:start + step])) + (start, 0) for start in range(0, len(X), step)]
+    if count := sum(map(len, bad)):
+        row, column = np.concatenate(bad)[0]
         kind, advice = ("an infinite value", "remove or correct it")
         if np.isnan(X[row, column]): kind, advice = ("a missing value", "fill it with `preprocess.FillMissing`")
         place = place_of(row, column, genes, samples)
-        raise ValueError(f"{name} has {kind} in {place} ({bad.sum()} entries are not finite): {advice}")
+        raise ValueError(f"{name} has {kind} in {place} ({count} entries are not finite): {advice}")
     return X
 
 # %% ../nbs/03_checks.ipynb #cell-11

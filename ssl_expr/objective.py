@@ -49,10 +49,11 @@ class Objective(nn.Module):
 
     def fit_corruption(
         self,
-        X: Tensor | np.ndarray,  # (N, G) training rows, nothing else
+        X: Tensor | np.ndarray,      # (N, G) matrix, in memory or memmapped
+        rows: Tensor | None = None,  # training rows of it, nothing else; None: all
     ) -> None:
         "Let the corruption learn ranges or values from training rows."
-        self.corruption.fit(X)
+        self.corruption.fit(X, rows)
 
     def loss(
         self,

@@ -46,6 +46,7 @@ class Training:
     momentum: float      # of sgd and rmsprop
     held_out: float      # share of rows kept aside to track the loss
     seed: int            # held-out rows, batches, corruption, dropout
+    precision: str = "float32" # of the matrix products: float32 (or that of the weights) | bfloat16
 
     def __post_init__(self):
         check_number("epochs", self.epochs, 1, whole=True)
@@ -55,6 +56,7 @@ class Training:
         check_number("momentum", self.momentum, 0, 0.999 if self.optimizer in ("sgd", "rmsprop") else 0)
         check_number("held_out", self.held_out, 0, 0.5)
         check_number("seed", self.seed, 0, 2**63 - 1, whole=True)
+        check_choice("precision", self.precision, ("float32", "bfloat16"))
 
 # %% ../nbs/40_pretrain.ipynb #cell-10
 class RMSprop(torch.optim.RMSprop):
@@ -88,6 +90,7 @@ def training_settings(
     objective:Objective, # whose published settings fill what is None
     held_out:float=0.1,  # share of rows to track the loss (Table S3)
     seed:int=0,          # of every draw
+    precision:str="float32", # of the matrix products
     **given:Any,         # epochs, batch_size, optimizer, learning_rate, momentum; None = as published
 )->Training:             # complete, checked settings
     "The settings of a pretraining of `objective`; `ValueError` for a value that cannot be right."
@@ -95,7 +98,7 @@ def training_settings(
     if given.get("optimizer") not in (None, published["optimizer"]): published["momentum"] = 0.0
     chosen: dict[str, Any] = {name: published[name] if given.get(name) is None else given[name]
               for name in TRAINING}
-    return Training(**chosen, held_out=held_out, seed=seed)
+    return Training(**chosen, held_out=held_out, seed=seed, precision=precision)
 
 # %% ../nbs/40_pretrain.ipynb #cell-14
 def hold_out(
@@ -136,19 +139,35 @@ def _forget_tiny(optimizer:BlockOptimizer):
         for average in state.values():
             if isinstance(average, Tensor) and average.ndim: average[average.abs() < TINY] = 0
 
+def _batch(X:Tensor, rows:Tensor, objective:Objective)->Tensor:
+    "Some rows, of the type and on the device of the weights."
+    return X[rows.to(X.device)].to(next(objective.parameters()))
+
+def _loss(
+    objective:Objective,
+    X:Tensor,                  # (N, G), of any type
+    rows:Tensor,               # of the batch
+    generator:torch.Generator, # of the corruption
+    precision:str,             # float32 | bfloat16
+)->Tensor:                     # scalar
+    "The loss of a batch."
+    batch = _batch(X, rows, objective)
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return objective.loss(batch, generator, rows=rows)
+
 def _train_epoch(
-    run:_Run,         # moves one epoch on
-    X:Tensor,         # (N, G)
-    train:Tensor,     # rows to train on
-    batch_size:int,   # rows per step
-)->float:             # mean loss
+    run:_Run,          # moves one epoch on
+    X:Tensor,          # (N, G), of any type
+    train:Tensor,      # rows to train on
+    settings:Training, # batch size and precision
+)->float:              # mean loss
     "Visit every training row once."
     run.objective.train()
     total = 0.0
-    for part in batches(len(train), batch_size, run.generator):
+    for part in batches(len(train), settings.batch_size, run.generator):
         rows = train[part]
         run.optimizer.zero_grad()
-        loss = run.objective.loss(X[rows], run.generator, rows=rows)
+        loss = _loss(run.objective, X, rows, run.generator, settings.precision)
         total += loss.item()*len(rows)
         if not math.isfinite(total):
             raise ValueError(f"The loss became {loss.item()} in epoch {len(run.history) + 1}: "
@@ -170,7 +189,8 @@ def _held_out_loss(
     objective.eval()
     generator = torch.Generator().manual_seed(settings.seed)
     parts = [rows[part] for part in batches(len(rows), settings.batch_size, generator)]
-    return sum(objective.loss(X[part], generator, rows=part).item()*len(part) for part in parts)/len(rows)
+    losses = [_loss(objective, X, part, generator, settings.precision).item()*len(part) for part in parts]
+    return sum(losses)/len(rows)
 
 # %% ../nbs/40_pretrain.ipynb #cell-21
 COLUMNS = ["epoch", "loss", "held_out_loss", "spread", "effective_rank"]
@@ -270,9 +290,9 @@ def _resume(
 # %% ../nbs/40_pretrain.ipynb #cell-29
 def _as_tensor(
     X,                   # (N, G) array, DataFrame or tensor
-    objective:Objective, # decides type and number of genes
-    device:torch.device, # where it goes
-)->Tensor:               # (N, G), finite
+    objective:Objective, # decides the number of genes, and the type
+    device:torch.device, # where it goes if there is room
+)->Tensor:               # (N, G), finite; of a memmap, or of half precision, as it is stored
     "The expression matrix as one tensor; `ValueError` in one sentence when it cannot be trained on."
     numbers = check_matrix(X.detach().cpu() if isinstance(X, Tensor) else X, "X")
     if numbers.shape[1] != objective.encoder.n_genes:
@@ -281,13 +301,19 @@ def _as_tensor(
     if len(numbers) < 8:
         raise ValueError(f"Pretraining needs at least 8 samples, got {len(numbers)}: use a larger data set")
     precision = next(objective.parameters()).dtype
-    if isinstance(X, Tensor): return X.detach().to(device, precision)
-    kind = np.float64 if precision == torch.float64 else np.float32
-    return torch.from_numpy(np.require(numbers, kind, ["C", "W"])).to(device, precision)
+    kind = numbers.dtype if numbers.dtype == np.float16 else np.float64 if precision == torch.float64 else np.float32
+    if isinstance(X, np.memmap): device = torch.device("cpu")
+    elif device.type == "cuda" and numbers.size*np.dtype(kind).itemsize > 0.8*torch.cuda.mem_get_info(device)[0]:
+        device = torch.device("cpu")   # rows travel batch by batch
+    if isinstance(X, Tensor) and X.dtype != torch.float16: return X.detach().to(device, precision)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+        return torch.from_numpy(np.ascontiguousarray(numbers, kind)).to(device)
 
 def _device(name:str)->torch.device:
-    "The torch device called `name`; auto = a GPU when there is one."
-    if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
+    "The torch device called `name`; auto = a GPU when there is one, of NVIDIA or AMD (cuda) or Apple (mps)."
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try: return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device {name!r} is not available here: use 'cpu' or 'auto'") from error
@@ -295,7 +321,7 @@ def _device(name:str)->torch.device:
 # %% ../nbs/40_pretrain.ipynb #cell-30
 def pretrain(
     objective:Objective,             # trained in place
-    X,                               # (N, G) z-scored expression without missing values: array, DataFrame or tensor
+    X,                               # (N, G) z-scored expression, no missing values: array, DataFrame, tensor or memmap
     epochs:int|None=None,            # None = the objective's published value (Table S3), as for the next four
     batch_size:int|None=None,        # rows per step, at least 2; batches are evened out
     optimizer:str|None=None,         # adam | adamw | sgd | rmsprop
@@ -307,37 +333,40 @@ def pretrain(
     checkpoint_every:int=10,         # epochs between two saves
     progress:bool=True,              # show a bar, or about ten lines in a log
     device:str="cpu",                # cpu | auto | any torch device; bit-identical repeats are promised for cpu
+    precision:str="float32",         # of the matrix products; bfloat16 where the processor is quicker with it
 )->pd.DataFrame:                     # one row per epoch: epoch, loss, held_out_loss, spread, effective_rank
     "Pretrain `objective` on unlabelled samples; the same call after a kill continues to the same result."
     settings = training_settings(objective, held_out, seed, epochs=epochs, batch_size=batch_size, optimizer=optimizer,
-                                 learning_rate=learning_rate, momentum=momentum)
+                                 learning_rate=learning_rate, momentum=momentum, precision=precision)
     check_number("checkpoint_every", checkpoint_every, 1, whole=True)
     place, path = _device(device), Path(checkpoint) if checkpoint is not None else None
     home = next(objective.parameters()).device
     matrix = _as_tensor(X, objective.to(place), place)
     with kept_memory(), torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        run = _epochs(objective, matrix, settings, path, checkpoint_every, progress)
+        source = X if isinstance(X, np.memmap) else matrix
+        run = _epochs(objective, matrix, settings, path, checkpoint_every, progress, source)
     objective.to(home).eval()
     return pd.DataFrame(run.history, columns=pd.Index(COLUMNS))
 
 def _epochs(
     objective:Objective, X:Tensor, settings:Training, # checked by `pretrain`
     path:Path|None, every:int, progress:bool,         # checkpoint, epochs between saves, show progress
+    source:Tensor|np.memmap,                          # X, or the file it lies in: where replacements come from
 )->_Run:                                              # at its end
     "The epochs of `pretrain`, from the start or from a checkpoint."
     def optimizer(weights): return OPTIMIZERS[settings.optimizer](weights, settings.learning_rate, settings.momentum)
     generator = torch.Generator().manual_seed(settings.seed)
     train, held_out = hold_out(len(X), settings.held_out, generator)
-    objective.fit_corruption(X[train])
-    watched, warned = X[torch.cat([held_out, train])[:256]], False
-    with in_blocks(objective, optimizer) as blocks:
+    objective.fit_corruption(source, train)
+    watched, warned = _batch(X, torch.cat([held_out, train])[:256], objective), False
+    with in_blocks(objective, optimizer, settings.precision == "float32") as blocks:
         identity = _identity(objective, X, settings, blocks) if path else {}
         run = _Run(objective, blocks, generator)
         if path: _resume(run, path, identity)
         shown = _Progress(objective.name, len(run.history), settings.epochs, progress)
         for epoch in range(len(run.history) + 1, settings.epochs + 1):
-            loss = _train_epoch(run, X, train, settings.batch_size)
+            loss = _train_epoch(run, X, train, settings)
             _forget_tiny(run.optimizer)
             Z = embed(objective.encoder, watched)
             run.history.append([epoch, loss, _held_out_loss(objective, X, held_out, settings), embedding_spread(Z),

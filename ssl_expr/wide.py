@@ -99,9 +99,10 @@ class BlockOptimizer:
 def in_blocks(
     module: nn.Module,   # to be trained
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],  # of some of its parameters
+    wanted: bool = True, # False: one optimiser for everything
 ) -> Iterator[BlockOptimizer]:
     "Train the wide layers of `module` block by block while this lasts; without any, it is the optimiser alone."
-    wide = [layer for layer in module.modules() if isinstance(layer, WideLinear)
+    wide = [layer for layer in module.modules() if wanted and isinstance(layer, WideLinear)
             and max(layer.weight.shape) >= LEAST_GENES and layer.weight.device.type == "cpu"]
     trained = [layer for layer in wide if layer.weight.requires_grad]
     for layer in wide:  # those that stand still, too: a moving average goes through both

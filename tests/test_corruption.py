@@ -202,3 +202,21 @@ def test_a_stream_with_fewer_random_bits_serves_as_a_seed_only():
     masks = [bernoulli_mask(100, 1000, 0.3, np.random.Generator(np.random.MT19937(number))) for number in (1, 1, 2)]
     assert abs(masks[0].double().mean() - 0.3) < 5*(0.21/100_000)**0.5
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize("replacement", ["uniform", "marginal"])
+def test_training_rows_of_a_matrix_are_as_good_as_a_matrix_of_them(X, replacement):
+    rows = torch.arange(0, len(X), 3)
+    def corrupt(*given): return Corruption(101, replacement=replacement).fit(*given)(X[:9], seed(1))
+    for one, other in zip(corrupt(X, rows), corrupt(X[rows]), strict=True): assert torch.equal(one, other)
+
+
+def test_of_a_matrix_on_disk_few_rows_are_read_and_only_training_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_expr.corruption.ON_DISK", 10)
+    matrix = np.memmap(tmp_path/"X", np.float32, "w+", shape=(60, 7))
+    matrix[:] = np.arange(60)[:, None]
+    corruption = Corruption(7, 1.0, replacement="marginal").fit(matrix, torch.arange(0, 60, 2))
+    drawn, _ = corruption(torch.zeros(500, 7), seed(2))
+    values = set(drawn.unique().tolist())
+    assert len(values) == 10 and all(value % 2 == 0 for value in values)
+    assert min(values) < 12 and max(values) > 45      # from all over the matrix

@@ -128,6 +128,40 @@ def test_every_gradient_lies_in_memory_like_its_parameter(name, settings):
     for p in objective.parameters(): assert p.grad is None or p.grad.stride() == p.stride()
 
 
+# ------------------------------------------------------------------------------------- where the matrix lies, and how
+
+def on_disk(folder, X):
+    np.save(folder/"X.npy", X)
+    return np.load(folder/"X.npy", mmap_mode="r")
+
+
+@pytest.mark.parametrize("name, settings", ARMS)
+def test_a_matrix_on_disk_or_of_half_precision_trains_as_in_memory(tmp_path, name, settings):
+    half = X.astype("float16")
+    for kind, given in {"memory": half, "disk": on_disk(tmp_path, half), "tensor": torch.from_numpy(half)}.items():
+        whole, part = fresh(name, **settings), fresh(name, **settings)
+        want = brief(whole, half.astype("float32"))
+        pd.testing.assert_frame_equal(brief(part, given), want, check_exact=True, obj=kind)
+        assert digest(part) == digest(whole)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "disk", "half"])
+def test_the_matrix_is_not_copied(tmp_path, monkeypatch, kind):
+    given = {"array": X, "tensor": torch.from_numpy(X), "disk": on_disk(tmp_path, X), "half": X.astype("float16")}[kind]
+    seen = []
+    monkeypatch.setattr(module, "_train_epoch", lambda run, X, *rest: seen.append((X, run.objective.corruption)) or 0.)
+    brief(fresh("vime"), given, epochs=1)
+    (matrix, corruption), = seen
+    here = given.data_ptr() if kind == "tensor" else given.__array_interface__["data"][0]
+    assert matrix.data_ptr() == here
+    assert kind == "disk" or corruption.pool.data_ptr() == here
+
+
+def test_half_as_precise_products_change_the_loss_a_little_only():
+    losses = [brief(fresh(), epochs=1, precision=precision).loss[0] for precision in ("float32", "bfloat16")]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
 @pytest.mark.parametrize("name, settings", ARMS)
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(name, settings):
     one, two, other = (fresh(name, **settings) for _ in range(3))
@@ -213,7 +247,8 @@ def test_the_published_momentum_does_not_follow_to_another_optimiser():
     ("epochs", "ten"), ("epochs", 0), ("epochs", 2.5), ("epochs", True), ("batch_size", 1), ("batch_size", "x"),
     ("learning_rate", 0), ("learning_rate", -1), ("learning_rate", math.nan), ("learning_rate", "1e-3"),
     ("optimizer", "lion"), ("optimizer", 3), ("momentum", 1), ("momentum", 0.9), ("held_out", 0.9), ("held_out", -0.1),
-    ("seed", -1), ("seed", "a"), ("checkpoint_every", 0), ("device", "abacus"), ("device", 1.5)])
+    ("seed", -1), ("seed", "a"), ("checkpoint_every", 0), ("device", "abacus"), ("device", 1.5),
+    ("precision", "half")])
 def test_a_setting_that_cannot_be_right_is_refused_by_name(setting, value):
     with pytest.raises(ValueError, match=setting) as caught: brief(fresh(), **{setting: value})
     assert "\n" not in str(caught.value)
