@@ -4,7 +4,7 @@ PROFILE ?= quick
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quick study figures test lessons tests check export lab clean
+.PHONY: quick study figures benchmarks test lessons tests check export lab clean
 
 quick: .venv/installed       ## every figure and table from the embedded data set, in minutes
 	ssl-expr run --profile quick
@@ -14,6 +14,10 @@ study: .venv/installed       ## the same at full length, overnight
 
 figures: .venv/installed     ## redraw from collected metrics: make figures PROFILE=study
 	ssl-expr figures --profile $(PROFILE)
+
+benchmarks: .venv/installed  ## how fast, how much memory, on this machine (half an hour; nothing else should run)
+	for name in pretraining finetuning memory growth accelerator; do \
+	  ssl-expr notebook benchmarks/$$name results/benchmarks/$$name.ipynb || exit; done
 
 test: check                  ## everything that must hold before a commit
 	$(MAKE) --jobs 2 lessons tests
