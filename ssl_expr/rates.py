@@ -271,18 +271,23 @@ def measure(
     found = stored(rates_file(), here())
     missing = [kind for kind in dict.fromkeys(kinds) if not found or kind not in found["kinds"]]
     if found and not missing: return found
-    say(f"measuring how quick this machine is, about {8*len(missing) + (0 if found else 35)} s, once ...")
+    say(f"measuring how quick this machine is, about {8*len(missing) + (0 if found else 35)} CPU seconds, once ...")
+    new, before = _ask(dict(kinds=missing, all=not found)), found or {}
+    together = before | new | dict(kinds=before.get("kinds", {}) | new["kinds"])
+    if gpu := new.get("gpu"): together["gpu"] = gpu | dict(kinds=before.get("gpu", gpu)["kinds"] | gpu["kinds"])
+    write_atomic(rates_file(), json.dumps(together, indent=1) + "\n")
+    return together
+
+def _ask(wanted:dict[str, Any])->dict[str, Any]:
+    "Measure in a process of its own."
     with TemporaryDirectory() as folder:
         asked, answer = Path(folder)/"asked.json", Path(folder)/"answer.json"
-        write_atomic(asked, json.dumps(dict(kinds=missing, all=not found)))
+        write_atomic(asked, json.dumps(wanted))
         script = f"from ssl_expr.rates import _answer; _answer({str(asked)!r}, {str(answer)!r})"
         done = subprocess.run([sys.executable, "-c", script], cwd=repository(), capture_output=True, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode: raise RuntimeError(f"The machine could not be measured: {done.stderr.strip()[-500:]}")
-        new = read_json(answer)
-    found = (found or {}) | new | dict(kinds=(found or {}).get("kinds", {}) | new["kinds"])
-    write_atomic(rates_file(), json.dumps(found, indent=1) + "\n")
-    return found
+        return read_json(answer)
 
 def _answer(asked:str, answer:str):
     "In a process of its own: measure, and write the answer."
