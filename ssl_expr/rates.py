@@ -71,7 +71,7 @@ def seconds(
 # %% ../nbs/74_rates.ipynb #cell-15
 SIZES = (  # genes, width, depth, samples of a batch, steps of an epoch
     (500, 64, 2, 32, 4), (500, 64, 2, 256, 1), (2000, 256, 4, 32, 4), (2000, 256, 4, 32, 1), (2000, 256, 4, 256, 1),
-    (500, 256, 10, 32, 2), (500, 1024, 2, 32, 1), (500, 1024, 6, 32, 1), (12000, 256, 4, 32, 1), (6000, 256, 4, 128, 1))
+    (500, 256, 10, 32, 2), (500, 1024, 2, 32, 2), (500, 1024, 6, 32, 1), (16000, 256, 4, 32, 3))
 
 def kind_of(
     method:str,              # this and the others as `train_encoder` takes them
@@ -271,7 +271,7 @@ def measure(
     found = stored(rates_file(), here())
     missing = [kind for kind in dict.fromkeys(kinds) if not found or kind not in found["kinds"]]
     if found and not missing: return found
-    say(f"measuring how quick this machine is, about {8*len(missing) + (0 if found else 35)} CPU seconds, once ...")
+    say(f"measuring how quick this machine is, about {10*len(missing) + (0 if found else 35)} CPU seconds, once ...")
     new, before = _ask(dict(kinds=missing, all=not found)), found or {}
     together = before | new | dict(kinds=before.get("kinds", {}) | new["kinds"])
     if gpu := new.get("gpu"): together["gpu"] = gpu | dict(kinds=before.get("gpu", gpu)["kinds"] | gpu["kinds"])
