@@ -167,9 +167,9 @@ def follow(
 def _job_counts(jobs:dict[str, str])->str:
     "What a dry run would do, how often each rule, in a line or a few."
     if not jobs: return ""
-    each = [f"{number} {rule}" for rule, number in jobs.items() if rule not in ("all", "total")]
+    each = [f"{number}\N{NO-BREAK SPACE}{rule}" for rule, number in jobs.items() if rule not in ("all", "total")]
     said = f"jobs of the workflow: {jobs.get('total', '0')}, of them " + ", ".join(each)
-    return textwrap.fill(said, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+    return textwrap.fill(said, 100, subsequent_indent="  ").replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 # %% ../nbs/80_cli.ipynb #cell-13b
 def keep(

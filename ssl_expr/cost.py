@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .files import read_json, write_atomic
-from .rates import fitting, kind_of, known_rates, numbers, seconds, sweep, training, weights
+from .rates import fitting, here, kind_of, known_rates, numbers, seconds, sweep, training, weights
 from .run import declared, processor, read_record, repository
 from .study import Plan, PlannedRun
 
@@ -398,7 +398,8 @@ def bill(
     row("in all", list(plan.runs))
     if not costs: return "\n".join(lines)
     at_once, machine = runs_at_once(costs, cores), rates["hardware"]
-    where = "this machine" if machine["processor"] == processor() else "not this machine: --dry-run measures it"
+    same = "this kind of machine" if rates["here"] == here() else "this kind of processor, other versions"
+    where = same if machine["processor"] == processor() else "not this machine: --dry-run measures it"
     clock = _long(wall_seconds(plan, costs, at_once))
     lines += [f"by the clock: about {clock}, {at_once} run{'s'*(at_once > 1)} at a time",
               "memory: of the largest run; early stopping as in the study, it can end fine-tuning sooner",
