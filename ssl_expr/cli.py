@@ -15,10 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +101,16 @@ def check_methods(plan:Plan):
         if name not in baselines():
             raise ValueError(f"In profile {plan.name}, unknown baseline {name!r}: known are {', '.join(baselines())}")
 
-def show_work(plan:Plan):
-    "Print how many runs are done and to be done, by experiment, and what the rest will cost."
-    from ssl_expr.reproduce import estimate
+def show_work(plan:Plan, cores:int, measured:bool=False):
+    "Print how many runs are done and to be done, by experiment, and what the rest takes; `measured` on this machine."
+    from ssl_expr.cost import bill, expected, kinds_of
+    from ssl_expr.rates import known_rates, measure
     here = {run.target: _state_here(run) for run in plan.runs.values()}
-    done = [run for run in plan.runs.values() if here[run.target] == "done" or plan.kept(run)]
-    costs = [(run, plan.record(run)["cost"]["cpu_seconds"]) for run in done]
-    rest = [(run.experiment, estimate(costs, run)) for run in plan.to_make() if here[run.target] != "done"]
-    def row(name:str, finished:int, seconds:list[float|None]):
-        known = [each for each in seconds if each is not None]
-        more = "" if len(known) == len(seconds) else "> "
-        hours = f"{more}{sum(known)/3600:.2f}" if known else "unknown" if seconds else "·"
-        print(f"{name:20}{finished or '·':>10}{len(seconds) or '·':>12}{hours:>12}")
-    print(f"{'profile ' + plan.name:20}{'done':>10}{'to compute':>12}{'CPU hours':>12}")
-    for experiment in dict.fromkeys(run.experiment for run in plan.runs.values()):
-        finished = sum(run.experiment == experiment for run in done)
-        row(experiment, finished, [cost for name, cost in rest if name == experiment])
-    row("in all", len(done), [cost for _, cost in rest])
+    done = [run.target for run in plan.runs.values() if here[run.target] == "done" or plan.kept(run)]
+    rest = [run for run in plan.to_make() if here[run.target] != "done"]
+    rates = measure(kinds_of(rest)) if measured and rest else known_rates()
+    costs = expected(plan, rates) if rest else {}
+    print(bill(plan, done, {run.target: costs[run.target] for run in rest}, rates, cores))
 
 def run(
     profile:str,            # its name
@@ -134,8 +129,8 @@ def run(
     if again := [str(place.with_suffix(".json")) for place in spoilt(plan)]: options = ["--forcerun", *again, *options]
     if dry_run: options += ["--dry-run", "--quiet", "rules"]
     busy = f"Another `ssl-expr run --profile {profile}` is at work: see `ssl-expr status --profile {profile}`."
-    with locked(folder/"run.lock", busy), warm():
-        show_work(plan)
+    with locked(folder/"run.lock", busy), nullcontext() if dry_run else warm():
+        show_work(plan, cores or os.cpu_count() or 1, measured=dry_run)
         if any((root/".snakemake"/"locks").glob("*")):   # of a run that was killed
             subprocess.run([*command, "--unlock"], capture_output=True, check=False)
         return follow([*command, *options, *(word for word in extra if word != "--")], folder/"snakemake.log", started)
@@ -146,7 +141,7 @@ def follow(
     started:float,       # time.time() of the start
 )->int:                  # its exit status
     "Run snakemake, show one line per finished job, and keep all it says in `log`."
-    last, failed, total, done = "", [], 0, 0
+    last, failed, total, done, jobs = "", list[str](), 0, 0, dict[str, str]()
     with (open(log, "w", encoding="utf-8") as file,
           subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process):
         assert process.stdout
@@ -156,17 +151,25 @@ def follow(
                 done, total = map(int, step.groups())
                 print(f"[{time.time() - started:5.0f} s] {done:3} of {total} steps", flush=True)
             elif line.startswith("ssl-expr:"): failed.append(line.strip())
-            elif "--dry-run" in command or "Nothing to be done" in line: print(line, end="")
+            elif "--dry-run" in command and (job := re.match(r"(\w+) +(\d+)$", line)): jobs[job[1]] = job[2]
+            elif "Nothing to be done" in line: print(line, end="")
             last = line.strip() or last
     for line in failed: print(line, file=sys.stderr)
     profile = log.parent.name
     if process.returncode:
         print(f"The study is not complete ({last}): see {log.relative_to(repository())}, "
               "then run the same command again.", file=sys.stderr)
-    elif "--dry-run" in command: pass
+    elif "--dry-run" in command: print(_job_counts(jobs), end="")
     elif total: print(f"Up to date after {time.time() - started:.0f} s: figures/{profile}")
     else: print(f"Nothing to do: every run, table and figure of {profile} is up to date.")
     return process.returncode
+
+def _job_counts(jobs:dict[str, str])->str:
+    "What a dry run would do, how often each rule, in a line or a few."
+    if not jobs: return ""
+    each = [f"{number}\N{NO-BREAK SPACE}{rule}" for rule, number in jobs.items() if rule not in ("all", "total")]
+    said = f"jobs of the workflow: {jobs.get('total', '0')}, of them " + ", ".join(each)
+    return textwrap.fill(said, 100, subsequent_indent="  ").replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 # %% ../nbs/80_cli.ipynb #cell-13b
 def keep(
