@@ -16,7 +16,7 @@ figures: .venv/installed     ## redraw from collected metrics: make figures PROF
 	ssl-expr figures --profile $(PROFILE)
 
 benchmarks: .venv/installed  ## how fast, how much memory, on this machine (half an hour; nothing else should run)
-	for name in pretraining finetuning memory growth accelerator; do \
+	for name in pretraining finetuning memory growth overhead accelerator; do \
 	  ssl-expr notebook benchmarks/$$name results/benchmarks/$$name.ipynb || exit; done
 
 test: check                  ## everything that must hold before a commit
