@@ -252,6 +252,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ssl_expr.execute._Stream.__init__': ('execute.html#_stream.__init__', 'ssl_expr/execute.py'),
                                   'ssl_expr.execute._Stream.write': ('execute.html#_stream.write', 'ssl_expr/execute.py'),
                                   'ssl_expr.execute._engine': ('execute.html#_engine', 'ssl_expr/execute.py'),
+                                  'ssl_expr.execute._machine': ('execute.html#_machine', 'ssl_expr/execute.py'),
+                                  'ssl_expr.execute.alone': ('execute.html#alone', 'ssl_expr/execute.py'),
                                   'ssl_expr.execute.before_loading': ('execute.html#before_loading', 'ssl_expr/execute.py'),
                                   'ssl_expr.execute.is_locked': ('execute.html#is_locked', 'ssl_expr/execute.py'),
                                   'ssl_expr.execute.locked': ('execute.html#locked', 'ssl_expr/execute.py'),

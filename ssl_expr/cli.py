@@ -19,11 +19,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .execute import is_locked, locked, run_notebook
+from .execute import alone, is_locked, locked, run_notebook
 from .keep import keep_run, kept_path, read_kept
 from .run import read_record, read_result, repository
 from .progress import so_far
@@ -162,7 +161,7 @@ def run(
     if dry_run: options += ["--dry-run", "--quiet", "rules"]
     log = folder/("dry-run.log" if dry_run else "snakemake.log")
     busy = f"Another `ssl-expr run --profile {profile}` is at work: see `ssl-expr status --profile {profile}`."
-    with locked(folder/"run.lock", busy), nullcontext() if on else warm():
+    with alone(folder/"run.lock", busy), warm():
         show_work(plan)
         if any((root/".snakemake"/"locks").glob("*")):   # of a run that was killed
             subprocess.run([*command, "--unlock"], capture_output=True, check=False)

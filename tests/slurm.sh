@@ -35,7 +35,7 @@ SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmUser=$me
 SlurmdUser=$me
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket
+AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmctldPort=${ports[0]}
 SlurmctldPidFile=$folder/slurmctld.pid
@@ -51,7 +51,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
-SchedulerParameters=defer_batch,sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=sched_interval=2,bf_interval=2
 JobRequeue=1
 PreemptType=preempt/none
 KillWait=5
