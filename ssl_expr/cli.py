@@ -19,8 +19,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from .execute import alone, is_locked, locked, run_notebook
 from .keep import keep_run, kept_path, read_kept
@@ -96,6 +99,9 @@ def cluster_options(
     if name not in known:
         raise ValueError(f"There is no cluster {name!r}: choose one of {', '.join(known)}, "
                          f"or add clusters/{name}/config.yaml.")
+    executor = yaml.safe_load((folder/name/"config.yaml").read_text(encoding="utf-8"))["executor"]
+    if not find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
+        raise ValueError(f"Snakemake's plugin for {executor} is not installed: `pip install --editable '.[cluster]'`.")
     return ["--workflow-profile", str(folder/name)]
 
 def cancel_left(

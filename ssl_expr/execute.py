@@ -11,6 +11,7 @@ import io
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -29,7 +30,11 @@ def locked(
     "Hold an exclusive lock on `path` for as long as the block, or the process, lives."
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)  # somebody may only have asked, and holds it for that moment
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise RuntimeError(busy) from None
         except OSError as error:
             raise OSError(f"{path} cannot be locked ({error.strerror}): the file system knows no locks (on Lustre it "
