@@ -42,7 +42,7 @@ def slurm(tmp_path_factory):
     subprocess.run([script, "down", folder], check=True)
 
 
-def until(condition, what, seconds=120):
+def until(condition, what, seconds=300):
     end = time.time() + seconds
     while not (found := condition()):
         assert time.time() < end, f"{what}: not within {seconds} s"
@@ -112,7 +112,7 @@ def disturbed(slurm, tmp_path_factory):
         driver = study.start(*WORDS, "--on", "slurm", "--", "--slurm-init-seconds-before-status-checks", "8", *WANTED)
         try:
             cluster.as_they_work(**trouble)
-            if logs: until(lambda: driver.poll() is not None, "the study ended", 400)
+            if logs: until(lambda: driver.poll() is not None, "the study ended")
         finally:
             if driver.poll() is None: study.kill(driver)
         logs.append(log.read_text())
