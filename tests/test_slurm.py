@@ -110,7 +110,11 @@ def disturbed(slurm, tmp_path_factory):
     log = study.folder/"results/slurm/snakemake.log"
     def run(**trouble):
         driver = study.start(*WORDS, "--on", "slurm", "--", "--slurm-init-seconds-before-status-checks", "8", *WANTED)
+        def submitting():
+            said = log.read_text() if log.is_file() else ""
+            return "has been submitted" in said and said[:2000] not in "".join(logs)
         try:
+            until(submitting, "a job submitted by this driver")   # what an earlier one left is gone then
             cluster.as_they_work(**trouble)
             if logs: until(lambda: driver.poll() is not None, "the study ended")
         finally:
