@@ -21,6 +21,24 @@ COMMAND = f"{sys.executable} -m ssl_expr.cli"
 MADE = collections(PLAN)
 COLLECTION_OF = {table: name for name in MADE for table in COLLECTIONS[name].tables}
 TO_MAKE = PLAN.to_make()
+LARGEST = dict(  # what the largest run of each experiment took in the study: seconds, and MB of memory
+    prepare=(300, 890), pretrain=(5300, 590), label_curve=(1110, 560), baselines=(740, 600), linear_probe=(210, 540),
+    architectures=(1960, 1210), pretraining_sizes=(3180, 620), corruption=(970, 710), grid=(1470, 730),
+    geometry=(160, 550), phenotypes=(310, 670), collect=(120, 900))
+
+
+def request(kind, target=""):
+    "What a job asks a cluster for: twice what the largest of its kind took, more at each attempt; a GPU if it uses one."
+    seconds, memory = LARGEST[kind]
+
+    def gpu(wildcards):
+        run = PLAN.runs[f"results/{PROFILE}/{wildcards.folder}/{target}"]
+        return None if run.parameters.get("device", "cpu") == "cpu" else 1
+
+    return dict(
+        runtime=lambda wildcards, attempt: attempt*(10 + 2*seconds//60),  # minutes
+        mem_mb=lambda wildcards, attempt: attempt*(500 + 2*memory),       # 500 for Snakemake itself
+        **dict(gpu=gpu) if target else {})
 
 
 def products(runs):
@@ -62,6 +80,9 @@ for experiment, target in TARGETS.items():
             values=lambda wildcards, target=target: json.dumps(
                 PLAN.runs[f"results/{PROFILE}/{wildcards.folder}/{target}"].parameters),
             notebook=f"experiments/{experiment}",
+        threads: 1
+        resources:
+            **request(experiment, target),
         shell:
             f"{COMMAND} notebook {{params.notebook}} {{log}} {{params.values:q}}"
 
@@ -75,6 +96,7 @@ for experiment, target in TARGETS.items():
         wildcard_constraints:
             folder=folders(run for run in PLAN.of(experiment) if not PLAN.kept(run)),
         priority: 1
+        localrule: True
         shell:
             f"{COMMAND} keep {{input}} --profile {PROFILE}"
 
@@ -98,6 +120,9 @@ for collection in MADE:
                 for run in PLAN.of(*COLLECTIONS[collection].experiments, part=part)})),
             compared=json.dumps([[PLAN.parts[part][key] for key in ("replacement_arms", "baselines", "against")]
                                  for part in parts_in(collection, PLAN)] if collection in ("curves", "shortcuts") else []),
+        threads: 1
+        resources:
+            **request("collect"),
         shell:
             f"{COMMAND} collect {{params.collection}} --profile {PROFILE}"
 
@@ -113,5 +138,6 @@ rule figure:
         f"results/{PROFILE}/figures/{{figure}}.ipynb",
     params:
         values=json.dumps(dict(profile=PROFILE, data=DATA, folder=FIGURES)),
+    localrule: True
     shell:
         f"{COMMAND} notebook figures/{{wildcards.figure}} {{log}} {{params.values:q}}"

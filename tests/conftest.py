@@ -66,7 +66,7 @@ class StudyCopy:
     def __init__(self, folder: Path):
         self.folder = folder
         left_out = shutil.ignore_patterns("__pycache__", "coadread.h5ad")
-        for name in ("nbs", "ssl_expr"): shutil.copytree(REPOSITORY/name, folder/name, ignore=left_out)
+        for name in ("nbs", "ssl_expr", "clusters"): shutil.copytree(REPOSITORY/name, folder/name, ignore=left_out)
         shutil.copy(REPOSITORY/"Snakefile", folder)
         self.write_profile("tiny", TINY)
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -98,7 +98,7 @@ def test_readme_commands_run_as_written(finished, tmp_path):
         if words[1] == "fetch":             # not from the network; test_fetch.py says what happens there
             if not SHARED_DATA.is_dir(): continue
             words = [*words[:3], "--from", str(SHARED_DATA)]
-        if "--executor" in words or "mine" in words: words.append("--dry-run")  # the profile's runs would take minutes
+        if "--on" in words or "mine" in words: words.append("--dry-run")  # no cluster here; mine takes minutes
         words = ["tiny" if word in ("quick", "study") else word for word in words]
         start = [sys.executable, "-m", *(["ssl_expr.cli"] if words[0] == "ssl-expr" else [words[0]])]
         answer = subprocess.run(start + words[1:], cwd=study.folder, env=study.environment,
