@@ -5,8 +5,11 @@ import json
 import os
 import re
 import sys
+from functools import cache
+from math import ceil
 from pathlib import Path
 
+from ssl_expr.cost import Cost, expected
 from ssl_expr.keep import kept_path
 from ssl_expr.study import BESIDE, COLLECTIONS, TARGETS, Plan, code_behind, collections, figures, parts_in
 from ssl_expr.study import read_profile, runs_behind, tables_read
@@ -21,24 +24,25 @@ COMMAND = f"{sys.executable} -m ssl_expr.cli"
 MADE = collections(PLAN)
 COLLECTION_OF = {table: name for name in MADE for table in COLLECTIONS[name].tables}
 TO_MAKE = PLAN.to_make()
-LARGEST = dict(  # what the largest run of each experiment took in the study: seconds, and MB of memory
-    prepare=(300, 890), pretrain=(5300, 590), label_curve=(1110, 560), baselines=(740, 600), linear_probe=(210, 540),
-    architectures=(1960, 1210), pretraining_sizes=(3180, 620), corruption=(970, 710), grid=(1470, 730),
-    geometry=(160, 550), phenotypes=(310, 670), collect=(120, 900))
+FEW = Cost(120, 900, 1)  # of making tables: more than any took in the study
 
 
-def request(kind, target=""):
-    "What a job asks a cluster for: twice what the largest of its kind took, more at each attempt; a GPU if it uses one."
-    seconds, memory = LARGEST[kind]
+@cache
+def costs():
+    "What each run to be made is expected to take, by target (chapter *cost*)."
+    return expected(PLAN)
 
-    def gpu(wildcards):
-        run = PLAN.runs[f"results/{PROFILE}/{wildcards.folder}/{target}"]
-        return None if run.parameters.get("device", "cpu") == "cpu" else 1
+
+def request(target=""):
+    "What a job asks a cluster for: three times what its run should take, more at each attempt; a GPU if it uses one."
+    def run(wildcards): return f"results/{PROFILE}/{wildcards.folder}/{target}"
+    def cost(wildcards): return costs().get(run(wildcards), FEW) if target else FEW
+    def uses_gpu(wildcards): return PLAN.runs[run(wildcards)].parameters.get("device", "cpu") != "cpu"
 
     return dict(
-        runtime=lambda wildcards, attempt: attempt*(10 + 2*seconds//60),  # minutes
-        mem_mb=lambda wildcards, attempt: attempt*(500 + 2*memory),       # 500 for Snakemake itself
-        **dict(gpu=gpu) if target else {})
+        runtime=lambda wildcards, attempt: attempt*(10 + ceil(cost(wildcards).cpu_seconds/20)),  # minutes
+        mem_mb=lambda wildcards, attempt: attempt*(500 + ceil(1.5*cost(wildcards).memory_mb)),   # 500 for Snakemake
+        **dict(gpu=lambda wildcards: 1 if uses_gpu(wildcards) else None) if target else {})
 
 
 def products(runs):
@@ -82,7 +86,7 @@ for experiment, target in TARGETS.items():
             notebook=f"experiments/{experiment}",
         threads: 1
         resources:
-            **request(experiment, target),
+            **request(target),
         shell:
             f"{COMMAND} notebook {{params.notebook}} {{log}} {{params.values:q}}"
 
@@ -122,7 +126,7 @@ for collection in MADE:
                                  for part in parts_in(collection, PLAN)] if collection in ("curves", "shortcuts") else []),
         threads: 1
         resources:
-            **request("collect"),
+            **request(),
         shell:
             f"{COMMAND} collect {{params.collection}} --profile {PROFILE}"
 
