@@ -129,11 +129,12 @@ class SSLEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         random_state=0,                      # int, RandomState or None = different at every fit
         verbose:bool=False,                  # show the progress of pretraining
         checkpoint:str|None=None,            # file from which a killed fit continues, see `pretrain`
+        device:str="cpu",                    # of pretraining: cpu | auto = an accelerator if there is one
     ):
         self.method, self.width, self.depth, self.dropout = method, width, depth, dropout
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
         self.objective_settings, self.random_state = objective_settings, random_state
-        self.verbose, self.checkpoint = verbose, checkpoint
+        self.verbose, self.checkpoint, self.device = verbose, checkpoint, device
 
     def fit(self,
         X,       # (N, G) expression of at least 8 samples: AnnData, or array or DataFrame on a log scale without gaps
@@ -155,7 +156,7 @@ class SSLEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if isinstance(X, AnnData): matrix = _fill(matrix, self.scaler_.mean_)
         self.history_ = pretrain(objective, self._scaled(matrix), self.epochs, self.batch_size, seed=seed,
                                  learning_rate=self.learning_rate, checkpoint=self.checkpoint,
-                                 progress=bool(self.verbose))
+                                 progress=bool(self.verbose), device=self.device)
         self.encoder_, self.n_samples_ = objective.encoder, len(matrix)
         return self
 

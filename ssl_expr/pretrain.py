@@ -398,6 +398,8 @@ def train_encoder(
     checkpoint:str|Path|None=None, # file to resume from and to save to
     checkpoint_every:int=10,       # epochs between two saves
     progress:bool=True,            # show a bar, or about ten lines in a log
+    device:str="cpu",              # as for `pretrain`, like the next
+    precision:str="float32",       # float32 | bfloat16
     **training:Any,                # `TRAINING` by name; they win over the variant, None = as published
 )->tuple[Objective, pd.DataFrame]: # the trained objective, and its history (see `pretrain`)
     "Build an objective by name and pretrain it; `ValueError` for a name or a value that cannot be right."
@@ -416,7 +418,7 @@ def train_encoder(
     with seeded(seed):
         objective = build(method, np.shape(X)[1], **dict(width=width, depth=depth, dropout=dropout) | given)
     return objective, pretrain(objective, X, seed=seed, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
-                               progress=progress, **chosen)
+                               progress=progress, device=device, precision=precision, **chosen)
 
 # %% ../nbs/40_pretrain.ipynb #cell-45
 def save_encoder(

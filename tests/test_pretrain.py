@@ -157,6 +157,13 @@ def test_the_matrix_is_not_copied(tmp_path, monkeypatch, kind):
     assert kind == "disk" or corruption.pool.data_ptr() == here
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is an accelerator")
+def test_without_an_accelerator_auto_is_the_cpu():
+    one, two = fresh(), fresh()
+    brief(one), brief(two, device="auto")
+    assert digest(one) == digest(two)
+
+
 def test_half_as_precise_products_change_the_loss_a_little_only():
     losses = [brief(fresh(), epochs=1, precision=precision).loss[0] for precision in ("float32", "bfloat16")]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.03)
