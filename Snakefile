@@ -34,10 +34,10 @@ def costs():
 
 
 def request(target=""):
-    "What a job asks a cluster for: three times what its run should take, more at each attempt; a GPU if it uses one."
+    "What a job asks a cluster for: three times what its run should take, more at each attempt; a GPU for device `cuda`."
     def run(wildcards): return f"results/{PROFILE}/{wildcards.folder}/{target}"
     def cost(wildcards): return costs().get(run(wildcards), FEW) if target else FEW
-    def uses_gpu(wildcards): return PLAN.runs[run(wildcards)].parameters.get("device", "cpu") != "cpu"
+    def uses_gpu(wildcards): return PLAN.runs[run(wildcards)].parameters.get("device") == "cuda"
 
     return dict(
         runtime=lambda wildcards, attempt: attempt*(10 + ceil(cost(wildcards).cpu_seconds/20)),  # minutes

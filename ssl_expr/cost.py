@@ -365,7 +365,7 @@ def runs_at_once(
 )->int:
     "How many runs may go in parallel."
     if memory_mb is None: memory_mb = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")/2**20
-    return max(1, min(cores, int(memory_mb//max(cost.memory_mb for cost in costs.values()))))
+    return max(1, int(min(cores, memory_mb/max(cost.memory_mb for cost in costs.values()))))
 
 # %% ../nbs/79_cost.ipynb #cell-30
 def _long(seconds:float)->str:
@@ -381,7 +381,8 @@ def bill(
     done:Iterable[str],      # targets of finished runs
     costs:dict[str, Cost],   # of the others
     rates:dict[str, Any],    # that they rest on
-    cores:int,
+    cores:int,               # runs at a time, if memory allows
+    memory_mb:float|None=None,  # that there is; None: of this machine
 )->str:
     "What is done, to be computed, and what that takes, by experiment and in all."
     done, lines = set(done), list[str]()
@@ -397,8 +398,8 @@ def bill(
         row(experiment, [run.target for run in plan.of(experiment)])
     row("in all", list(plan.runs))
     if not costs: return "\n".join(lines)
-    at_once, machine = runs_at_once(costs, cores), rates["hardware"]
-    same = "this kind of machine" if rates["here"] == here() else "this kind of processor, other versions"
+    at_once, machine = runs_at_once(costs, cores, memory_mb), rates["hardware"]
+    same = "this kind of machine" if rates["here"] == here() else "this processor, other versions"
     where = same if machine["processor"] == processor() else "not this machine: --dry-run measures it"
     clock = _long(wall_seconds(plan, costs, at_once))
     lines += [f"by the clock: about {clock}, {at_once} run{'s'*(at_once > 1)} at a time",
@@ -410,6 +411,8 @@ def bill(
 
 def _accelerator(plan:Plan, costs:dict[str, Cost], rates:dict[str, Any])->list[str]:
     "What is known of a GPU."
+    asked = sum(plan.runs[target].parameters.get("device", "cpu") != "cpu" for target in costs)
+    if asked: return [f"GPU hours: not known; the {asked} runs that ask for a device are counted as CPU hours"]
     none = "GPU hours: 0, every run computes on the CPU; "
     if not (gpu := rates.get("gpu")): return [none + "what a GPU would save is not known, there is none here"]
     there = rates | dict(kinds=rates["kinds"] | gpu["kinds"])

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event, Thread
@@ -70,7 +70,8 @@ def alone(
                                f"try again in {4*beat - silent:.0f} s.")
         def sign(text:str): file.seek(0); file.truncate(); file.write(text); file.flush()
         def live():
-            while not ended.wait(beat): os.utime(path)
+            while not ended.wait(beat):
+                with suppress(OSError): os.utime(path)   # a network that fails for a moment
         ended, thread = Event(), Thread(target=live, daemon=True)
         sign(f"{platform.node()}\n{_machine()}")
         thread.start()

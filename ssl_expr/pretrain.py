@@ -269,6 +269,9 @@ def _identity(objective:Objective, X:Tensor, settings:Training, optimizer:BlockO
     identity = {"objective": objective.name, **objective.settings(), **asdict(settings),
                 "data": tensor_digest({"X": X}), "initial weights": tensor_digest(objective.state_dict())}
     if optimizer.blocks: identity["genes at a time"] = BLOCK
+    if settings.precision == "float32": del identity["precision"]    # as in checkpoints of earlier versions
+    pool = getattr(objective, "corruption", None)
+    if pool is not None and pool.pool is not None and len(pool.pool) < len(X): identity["pool"] = len(pool.pool)
     return json.loads(json.dumps(identity, default=lambda number: number.item())) # as it will be read back
 
 def _resume(
@@ -281,7 +284,7 @@ def _resume(
     if not path.exists(): return
     tensors, metadata = load_tensors(path)
     stored = metadata.get("pretraining", {})
-    other = [name for name in identity if stored.get(name) != identity[name]]
+    other = [name for name in identity | stored if stored.get(name) != identity.get(name)]
     if other:
         raise ValueError(f"The checkpoint {path} belongs to another pretraining (other {', '.join(other)}): "
                          "delete it or use another path")
@@ -292,8 +295,9 @@ def _as_tensor(
     X,                   # (N, G) array, DataFrame or tensor
     objective:Objective, # decides the number of genes, and the type
     device:torch.device, # where it goes if there is room
-)->Tensor:               # (N, G), finite; of a memmap, or of half precision, as it is stored
+)->Tensor:               # (N, G), finite; single or half precision on disk, and half precision, as it is stored
     "The expression matrix as one tensor; `ValueError` in one sentence when it cannot be trained on."
+    if isinstance(X, Tensor) and X.dtype == torch.bfloat16: X = X.float()  # numpy has no such type
     numbers = check_matrix(X.detach().cpu() if isinstance(X, Tensor) else X, "X")
     if numbers.shape[1] != objective.encoder.n_genes:
         raise ValueError(f"X must have shape (samples, {objective.encoder.n_genes}), got {numbers.shape}: "

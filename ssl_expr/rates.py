@@ -71,7 +71,7 @@ def seconds(
 # %% ../nbs/74_rates.ipynb #cell-15
 SIZES = (  # genes, width, depth, samples of a batch, steps of an epoch
     (500, 64, 2, 32, 4), (500, 64, 2, 256, 1), (2000, 256, 4, 32, 4), (2000, 256, 4, 32, 1), (2000, 256, 4, 256, 1),
-    (500, 256, 10, 32, 2), (500, 1024, 2, 32, 2), (500, 1024, 6, 32, 1), (16000, 256, 4, 32, 3))
+    (500, 256, 10, 32, 2), (500, 1024, 2, 32, 2), (500, 1024, 6, 32, 1), (16000, 256, 4, 32, 3), (40000, 256, 4, 32, 2))
 
 def kind_of(
     method:str,              # this and the others as `train_encoder` takes them
@@ -222,7 +222,8 @@ def time_notebooks()->dict[str, float]:
     return found
 
 # %% ../nbs/74_rates.ipynb #cell-21
-TIMED = ("corruption", "nets", "objective", "scarf", "vime", "byol", "pretrain", "finetune", "baselines", "memory")
+TIMED = ("corruption", "nets", "objective", "scarf", "vime", "byol", "pretrain", "finetune", "baselines", "memory",
+         "wide")
 FORM = 1                      # of what is stored: raise it when features or what is timed change
 ELSEWHERE = "SSL_EXPR_RATES"  # environment variable: a file of rates to reckon with instead, say of a cluster's node
 

@@ -11,30 +11,31 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 # %% ../nbs/19_wide.ipynb #cell-06
 LEAST_GENES = 8192  # of a layer, for blocks to pay
 BLOCK = 2048        # genes at a time: weights, gradient and two averages are 8 MB for 256 units
 
-def _outputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _outputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     "x · weightᵀ + bias; many outputs of few samples block by block, which takes half the time."
-    if len(weight) <= BLOCK: return torch.addmm(bias, x, weight.T)
-    parts = zip(weight.split(BLOCK), bias.split(BLOCK), strict=True)
-    return torch.cat([torch.addmm(own, x, rows.T) for rows, own in parts], dim=1)
+    if len(weight) <= BLOCK: return linear(x, weight, bias)
+    biases = [None]*len(weight) if bias is None else bias.split(BLOCK)
+    return torch.cat([linear(x, rows, own) for rows, own in zip(weight.split(BLOCK), biases, strict=False)], dim=1)
 
 class _LeaveFactors(torch.autograd.Function):
     "A linear layer; its backward pass keeps what the weight's gradient is the product of."
     @staticmethod
     def forward(ctx, x, weight, bias, factors):
         ctx.save_for_backward(x, weight)
-        ctx.factors = factors
+        ctx.factors, ctx.biased = factors, bias is not None
         return _outputs(x, weight, bias)
 
     @staticmethod
     def backward(ctx, slopes):
         x, weight = ctx.saved_tensors
         ctx.factors.append((x, slopes))
-        return slopes @ weight if ctx.needs_input_grad[0] else None, None, slopes.sum(0), None
+        return slopes @ weight if ctx.needs_input_grad[0] else None, None, slopes.sum(0) if ctx.biased else None, None
 
 class WideLinear(nn.Linear):
     "A linear layer that can leave its gradient as two factors (see `in_blocks`)."
@@ -48,11 +49,15 @@ class WideLinear(nn.Linear):
         if self.factors is None or not torch.is_grad_enabled(): return super().forward(x)
         return _LeaveFactors.apply(x, self.weight, self.bias, self.factors)
 
+    def __getstate__(self) -> dict:
+        "A copy, made while this layer is trained, is an ordinary layer."
+        return {name: value for name, value in self.__dict__.items() if name != "factors"}
+
 # %% ../nbs/19_wide.ipynb #cell-09
 def _by_genes(
-    weight: Tensor,  # (H, G) or (G, H)
+    matrix: Tensor,  # (H, G) or (G, H)
 ) -> Tensor:         # (G, H), a view
-    return weight.data.T if weight.shape[1] > weight.shape[0] else weight.data
+    return matrix.T if matrix.shape[1] > matrix.shape[0] else matrix
 
 def _genes_first(
     pair: tuple[Tensor, Tensor],  # (B, inputs) and (B, outputs)
@@ -67,9 +72,9 @@ class BlockOptimizer:
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],  # of some parameters
         layers: list[WideLinear],  # of `module`, laid out by genes
     ):
-        self.blocks: list[tuple[WideLinear, slice, nn.Parameter]] = []
+        self.layers, self.blocks = layers, list[tuple[WideLinear, slice, nn.Parameter]]()
         for layer in layers:
-            genes = _by_genes(layer.weight)
+            genes = _by_genes(layer.weight.data)
             for start in range(0, len(genes), BLOCK):
                 place = slice(start, start + BLOCK)
                 self.blocks.append((layer, place, nn.Parameter(genes[place])))
@@ -80,18 +85,17 @@ class BlockOptimizer:
     def zero_grad(self) -> None:
         "Forget every gradient and every factor."
         self.optimizers[0].zero_grad()
-        for layer, *_ in self.blocks:
-            if layer.factors: layer.factors.clear()
+        for layer in self.layers: layer.factors, layer.weight.grad = [], None
 
     @torch.no_grad()
     def step(self) -> None:
         "Move every parameter that has a gradient."
         self.optimizers[0].step()
         for (layer, place, weight), optimizer in zip(self.blocks, self.optimizers[1:], strict=True):
-            if not layer.factors: continue
-            (genes, units), *others = map(_genes_first, layer.factors)
-            weight.grad = genes[:, place].T @ units
-            for genes, units in others: weight.grad.addmm_(genes[:, place].T, units)
+            parts = [genes[:, place].T @ units for genes, units in map(_genes_first, layer.factors or [])]
+            if layer.weight.grad is not None: parts.append(_by_genes(layer.weight.grad)[place])  # of a penalty, say
+            if not parts: continue
+            weight.grad = sum(parts[1:], start=parts[0])
             optimizer.step()
             weight.grad = None
 
@@ -105,10 +109,12 @@ def in_blocks(
     wide = [layer for layer in module.modules() if wanted and isinstance(layer, WideLinear)
             and max(layer.weight.shape) >= LEAST_GENES and layer.weight.device.type == "cpu"]
     trained = [layer for layer in wide if layer.weight.requires_grad]
-    for layer in wide:  # those that stand still, too: a moving average goes through both
-        if layer.in_features > layer.out_features: layer.weight.data = layer.weight.data.T.contiguous().T
-    for layer in trained: layer.factors = []
-    try: yield BlockOptimizer(module, optimizer, trained)
+    try:
+        for layer in wide:  # those that stand still, too: a moving average goes through both
+            layer.weight.data = _by_genes(layer.weight.data).contiguous()
+            if layer.in_features > layer.out_features: layer.weight.data = layer.weight.data.T
+        for layer in trained: layer.factors = []
+        yield BlockOptimizer(module, optimizer, trained)
     finally:
         for layer in wide: layer.weight.data = layer.weight.data.contiguous()
         for layer in trained: layer.factors = None

@@ -12,7 +12,7 @@ TOY = {
     "finetuning": dict(genes=[60], n_labelled=120, n_classes=3, fractions=2, heads_timed=2, repeats=1),
     "memory": dict(n_genes=60, n_samples=64, epochs=[1, 2]),
     "growth": dict(samples=[32, 64], genes=[20, 40], few_genes=20, few_samples=32),
-    "accelerator": dict(shapes={"made-up": [32, 20]}, without={"made-up": [32, 20]}, precisions=["float32"]),
+    "accelerator": dict(shapes={"made-up": [32, 20]}, without={"made-up": [32, 20]}, epochs=[1, 2]),
 }
 
 
@@ -29,4 +29,5 @@ def test_every_benchmark_is_run_by_one_command():
     names = {path.stem for path in (repository()/"nbs"/"benchmarks").glob("*.ipynb")}
     assert names == {*TOY, "loading", "overhead"}
     makefile = (repository()/"Makefile").read_text()
-    assert all(name in makefile for name in names - {"loading"})   # which needs files from outside
+    run = makefile.partition("for name in ")[2].partition(";")[0].split()
+    assert {*run} == names - {"loading"}   # which needs files from outside

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ def test_a_dry_run_plans_the_study(study_copy, pods):
 
 
 def test_a_run_becomes_a_job_that_says_what_it_needs_and_makes_its_file(study_copy, pods):
+    program = ("import json; from ssl_expr.cost import expected; from ssl_expr.study import Plan, read_profile; "
+               f"print(json.dumps(expected(Plan('tiny', read_profile('tiny')))[{PREPARED!r}]))")
+    answer = subprocess.run([sys.executable, "-c", program], cwd=study_copy.folder, env=study_copy.environment,
+                            capture_output=True, text=True)
+    seconds, memory, _ = json.loads(answer.stdout)
     answer = study_copy.command("run", "--profile", "tiny", "--on", "kubernetes", "--",
                                 "--seconds-between-status-checks", "1", PREPARED)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -54,8 +60,10 @@ def test_a_run_becomes_a_job_that_says_what_it_needs_and_makes_its_file(study_co
     made, = (json.loads(path.read_text()) for path in pods.glob("*[!d]"))
     pod = made["spec"]["template"]["spec"]
     container, = pod["containers"]
-    assert container["resources"]["limits"] == {"memory": "2280M"} and container["resources"]["requests"]["cpu"] == 1
-    assert pod["activeDeadlineSeconds"] == 1200 and pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "study"
+    assert container["resources"]["limits"] == {"memory": f"{500 + ceil(1.5*memory)}M"}
+    assert container["resources"]["requests"]["cpu"] == 1
+    assert pod["activeDeadlineSeconds"] == 60*(10 + ceil(seconds/20))
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "study"
 
 
 def test_the_state_of_a_job_is_told_in_snakemakes_words(pods, study_copy):

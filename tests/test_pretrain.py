@@ -164,8 +164,10 @@ def test_without_an_accelerator_auto_is_the_cpu():
     assert digest(one) == digest(two)
 
 
-def test_half_as_precise_products_change_the_loss_a_little_only():
-    losses = [brief(fresh(), epochs=1, precision=precision).loss[0] for precision in ("float32", "bfloat16")]
+@pytest.mark.parametrize("name, settings", ARMS)
+def test_half_as_precise_products_change_the_loss_a_little_only(name, settings):
+    both = ("float32", "bfloat16")
+    losses = [brief(fresh(name, **settings), epochs=1, precision=precision).loss[0] for precision in both]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
@@ -399,9 +401,13 @@ def test_a_run_cut_twice_ends_at_the_same_bits(tmp_path, monkeypatch, name, sett
 
 def test_a_checkpoint_with_other_blocks_is_refused(tmp_path, monkeypatch):
     "Its averages would be read into the wrong genes."
-    brief(fresh(), checkpoint=tmp_path/"c.safetensors")
-    in_blocks_of_five(monkeypatch)
-    with pytest.raises(ValueError, match="other genes at a time"): brief(fresh(), checkpoint=tmp_path/"c.safetensors")
+    whole, parts = tmp_path/"whole.safetensors", tmp_path/"parts.safetensors"
+    brief(fresh(), checkpoint=whole)
+    with monkeypatch.context() as patch:
+        in_blocks_of_five(patch)
+        with pytest.raises(ValueError, match="other genes at a time"): brief(fresh(), checkpoint=whole)
+        brief(fresh(), checkpoint=parts)
+    with pytest.raises(ValueError, match="other genes at a time"): brief(fresh(), checkpoint=parts)
 
 
 def test_a_finished_run_returns_at_once(tmp_path):

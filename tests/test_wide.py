@@ -69,6 +69,36 @@ def test_the_input_of_a_wide_layer_gets_its_gradient_too():
     torch.testing.assert_close(blocked, plain)
 
 
+def test_a_penalty_on_the_weights_themselves_counts():
+    one, other = network(30), network(30)
+    x = torch.randn(4, 30, dtype=torch.float64)
+    def loss(net): return net(x).square().mean() + 0.1*net[0].weight.square().sum() + net[2].weight.abs().sum()
+    plain = torch.optim.SGD(one.parameters(), 1e-2)
+    with in_blocks(other, lambda weights: torch.optim.SGD(weights, 1e-2)) as blocked:
+        for net, optimizer in ((one, plain), (other, blocked)):
+            for _ in range(3): optimizer.zero_grad(); loss(net).backward(); optimizer.step()
+    for a, b in zip(one.parameters(), other.parameters(), strict=True): torch.testing.assert_close(a, b)
+
+
+def test_a_copy_made_while_training_is_an_ordinary_network():
+    net, x = network(30), torch.randn(4, 30, dtype=torch.float64)
+    with in_blocks(net, adam) as optimizer:
+        train(net, optimizer, x)
+        twin = copy.deepcopy(net)
+    before = twin[0].weight.clone()
+    train(twin, adam(twin.parameters()), x)
+    assert twin[0].factors is None and not torch.equal(twin[0].weight, before)
+
+
+def test_a_layer_without_a_bias_trains_too():
+    net, x = WideLinear(30, 4, bias=False), torch.randn(5, 30)
+    before = net.weight.clone()
+    with in_blocks(nn.Sequential(net, nn.Linear(4, 30)), adam) as optimizer:
+        net(x).square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(net.weight, before)
+
+
 def test_what_zero_grad_forgets_moves_nothing():
     net, x = network(30), torch.randn(4, 30, dtype=torch.float64)
     before = copy.deepcopy(net.state_dict())
