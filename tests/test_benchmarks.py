@@ -9,7 +9,8 @@ from ssl_expr.run import repository
 
 TOY = {
     "pretraining": dict(genes=[60], n_samples=64, repeats=1),
-    "finetuning": dict(genes=[60], sweep_genes=[60], n_labelled=120, n_classes=3, fractions=2, heads_timed=2, repeats=1),
+    "finetuning": dict(genes=[60], sweep_genes=[60], n_labelled=120, n_classes=3, fractions=2, heads_timed=2,
+                       repeats=1),
     "memory": dict(n_genes=60, n_samples=64, epochs=[1, 2]),
     "growth": dict(samples=[32, 64], genes=[20, 40], few_genes=20, few_samples=32),
     "accelerator": dict(shapes={"made-up": [32, 20]}, without={"made-up": [32, 20]}, epochs=[1, 2]),
