@@ -92,7 +92,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'ssl_expr.cli.cancel_left': ('cli.html#cancel_left', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.check_file': ('cli.html#check_file', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.check_methods': ('cli.html#check_methods', 'ssl_expr/cli.py'),
-                              'ssl_expr.cli.cluster_jobs': ('cli.html#cluster_jobs', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.cluster_options': ('cli.html#cluster_options', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.collect_all': ('cli.html#collect_all', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.embed_file': ('cli.html#embed_file', 'ssl_expr/cli.py'),
