@@ -359,6 +359,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ssl_expr.finetune.HeadSweep.__init__': ('finetune.html#headsweep.__init__', 'ssl_expr/finetune.py'),
                                    'ssl_expr.finetune.HeadSweep.keep': ('finetune.html#headsweep.keep', 'ssl_expr/finetune.py'),
                                    'ssl_expr.finetune.HeadSweep.score': ('finetune.html#headsweep.score', 'ssl_expr/finetune.py'),
+                                   'ssl_expr.finetune.HeadSweep.set_apart': ('finetune.html#headsweep.set_apart', 'ssl_expr/finetune.py'),
                                    'ssl_expr.finetune.HeadSweep.train_epoch': ( 'finetune.html#headsweep.train_epoch',
                                                                                 'ssl_expr/finetune.py'),
                                    'ssl_expr.finetune.Run': ('finetune.html#run', 'ssl_expr/finetune.py'),

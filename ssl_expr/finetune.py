@@ -238,7 +238,7 @@ class HeadSweep:
             weights[:, :H], weights[:, H] = start.weight.detach(), start.bias.detach()
         self.first, self.second = torch.zeros_like(self.head), torch.zeros_like(self.head)
         self.steps = torch.zeros(len(self.runs))
-        self.of_runs = [part.unbind() for part in (self.head, self.first, self.second, self.steps)]
+        self.set_apart()
         self.orders = [torch.Generator().manual_seed(run.seed) for run in self.runs]
         self.places, weight = batch_table([len(run.train) for run in self.runs], settings.batch_size)
         self.weight = weight.to(Z.dtype)
@@ -273,6 +273,10 @@ class HeadSweep:
             setattr(self, name, [getattr(self, name)[i] for i in alive])
         for name in ("head", "first", "second", "steps", "weight", "n_batches"):
             setattr(self, name, getattr(self, name)[list(alive)])
+        self.set_apart()
+
+    def set_apart(self) -> None:
+        "One view for each run of what Adam moves: made once, since it takes as long as a step."
         self.of_runs = [part.unbind() for part in (self.head, self.first, self.second, self.steps)]
 
 # %% ../nbs/45_finetune.ipynb #cell-42
