@@ -151,18 +151,18 @@ def sweep(
     width:int, classes:int,   # of a head
     batch:int=8, epochs:float=1,
 )->dict[str, float]:
-    "The work of training many heads at once."
-    return dict(step=epochs*max(lengths)/batch, run=epochs*len(lengths), sample=epochs*sum(lengths),
+    "The work of training the heads of a sweep."
+    return dict(run=epochs*len(lengths), sample=epochs*sum(lengths), watched=epochs*watched,
                 product=epochs*(sum(lengths)*3 + watched)*width*classes, move=epochs*sum(lengths)/batch*width*classes)
 
 def time_heads()->dict[str, float]:
     "Rates of training heads on a frozen encoder."
     import numpy as np
     import torch
-    from ssl_expr.finetune import FineTuning, Run, train_heads
+    from ssl_expr.finetune import FineTuning, Run, train_head, with_ones
     timed = []
     def train(epochs:int, Z:Any, y:Any, runs:Sequence[Run], classes:int):
-        train_heads(Z, y, runs, classes, FineTuning(epochs=epochs))
+        for run in runs: train_head(with_ones(Z), y, run, classes, FineTuning(epochs=epochs))
     for longest, runs, width, classes in ((40, 4, 64, 3), (40, 60, 256, 3), (320, 4, 256, 3), (160, 40, 256, 20),
                                           (320, 60, 256, 5), (80, 20, 1024, 5)):
         lengths = np.linspace(longest/runs, longest, runs).astype(int) + 2

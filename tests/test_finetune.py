@@ -1,4 +1,4 @@
-"""Fine-tuning: batched heads against a plain loop, early stopping, label budgets, randomness, and leakage."""
+"""Fine-tuning: compiled heads against a plain loop, early stopping, label budgets, randomness, and leakage."""
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +16,9 @@ from ssl_expr.finetune import (
     fresh_encoder,
     new_head,
     plan_runs,
-    train_heads,
+    train_head,
     train_whole,
+    with_ones,
 )
 from ssl_expr.nets import Encoder, embed, seeded
 from ssl_expr.splits import Split
@@ -73,17 +74,17 @@ def one_by_one(Z, y, run, settings):
 @pytest.mark.parametrize("monitor", ["loss", "accuracy"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("batch_size", [2, 8])
-def test_heads_trained_together_equal_heads_trained_one_by_one(problem, monitor, optimizer, batch_size):
+def test_heads_trained_in_compiled_steps_equal_heads_trained_by_torch(problem, monitor, optimizer, batch_size):
     X, y, split = problem
     Z = embed(encoder(), torch.as_tensor(X)).double()
     settings = FineTuning(learning_rate=0.02, epochs=25, patience=3, monitor=monitor, optimizer=optimizer,
                           batch_size=batch_size)
     runs = plan_runs(y, split, [0.04, 0.1, 0.45, 1.0], repeats=3)
-    together, kept = train_heads(Z, torch.as_tensor(y), runs, C, settings)
-    alone = [one_by_one(Z, torch.as_tensor(y), run, settings) for run in runs]
-    assert kept.tolist() == [epoch for _, epoch in alone]
-    assert len(set(kept)) > 1, "the runs should stop at different epochs, or leaving the batch is not tested"
-    assert (together - torch.stack([head for head, _ in alone])).abs().max() < 1e-6
+    compiled = [train_head(with_ones(Z), torch.as_tensor(y), run, C, settings) for run in runs]
+    plain = [one_by_one(Z, torch.as_tensor(y), run, settings) for run in runs]
+    assert [epoch for _, epoch in compiled] == [epoch for _, epoch in plain]
+    assert len({epoch for _, epoch in plain}) > 1, "the runs should stop at different epochs, or stopping is not tested"
+    for (head, _), (other, _) in zip(compiled, plain, strict=True): assert (head - other).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("mode", ["frozen", "unfrozen"])
@@ -125,12 +126,12 @@ def test_choosing_the_epoch_on_the_test_is_watching_the_test_rows_and_nothing_el
 @pytest.mark.parametrize("mode", ["frozen", "unfrozen"])
 def test_choosing_the_epoch_on_the_test_never_changes_the_training_rows_or_seeds(problem, mode, monkeypatch):
     X, y, split = problem
-    name, place = {"frozen": ("train_heads", 2), "unfrozen": ("train_whole", 3)}[mode]     # place of the runs
+    name, place = {"frozen": ("train_head", 2), "unfrozen": ("train_whole", 3)}[mode]     # place of the run
     original = getattr(module, name)
     def sweep(select_on):
         seen = []
         def watched(*arguments):
-            seen.extend(arguments[place] if mode == "frozen" else [arguments[place]])
+            seen.append(arguments[place])
             return original(*arguments)
         monkeypatch.setattr(module, name, watched)
         finetune(encoder(), X, y, split, FRACTIONS, 2, mode, settings=replace(FAST, select_on=select_on))
@@ -185,10 +186,10 @@ def test_the_weights_of_the_best_epoch_are_restored(problem):
     exactly, _ = train_whole(encoder(), X, y, run, C, replace(settings, epochs=kept))
     for name, value in exactly.state_dict().items():
         assert torch.equal(value, stopped.state_dict()[name]), name
-    Z = embed(encoder(), X)
-    together, kept = train_heads(Z, y, [run], C, replace(settings, learning_rate=0.3))
-    exactly, _ = train_heads(Z, y, [run], C, replace(settings, learning_rate=0.3, epochs=int(kept[0])))
-    assert kept[0] < 30 and torch.equal(together, exactly)
+    Z = with_ones(embed(encoder(), X))
+    stopped, kept = train_head(Z, y, run, C, replace(settings, learning_rate=0.3))
+    exactly, _ = train_head(Z, y, run, C, replace(settings, learning_rate=0.3, epochs=kept))
+    assert kept < 30 and torch.equal(stopped, exactly)
 
 
 @pytest.mark.parametrize("mode", ["frozen", "unfrozen"])

@@ -1,0 +1,73 @@
+"Compiled steps: what they calculate equals torch, whatever the shape."
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ssl_expr import kernels
+
+
+@pytest.mark.parametrize("batch, outputs, inputs", [(1, 1, 1), (2, 3, 5), (4, 4, 2048), (7, 5, 2049), (9, 2, 4500)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_steps_equal_those_of_torch_whatever_the_shape(batch, outputs, inputs, seed):
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=(outputs, inputs))
+    adam, sgd, averages = start.copy(), start.copy(), [np.zeros_like(start), np.zeros_like(start)]
+    parameters = [nn.Parameter(torch.tensor(start)) for _ in range(2)]
+    optimizers = [torch.optim.Adam([parameters[0]], 0.02), torch.optim.SGD([parameters[1]], 0.02)]
+    for step in range(1, 5):
+        slopes, x = rng.normal(size=(batch, outputs)), rng.normal(size=(batch, inputs))
+        kernels.adam_step(adam, *averages, slopes, x, step, 0.02)
+        kernels.sgd_step(sgd, slopes, x, 0.02)
+        for parameter, optimizer in zip(parameters, optimizers, strict=True):
+            parameter.grad = torch.from_numpy(slopes.T @ x)
+            optimizer.step()
+    for ours, theirs in zip((adam, sgd), parameters, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("batch, width, classes", [(1, 1, 2), (3, 8, 4), (8, 257, 19), (5, 31, 7)])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_slopes_equal_those_of_autograd_even_for_enormous_logits(batch, width, classes, size):
+    rng = np.random.default_rng(0)
+    Z, head = rng.normal(size=(batch, width)), size*rng.normal(size=(classes, width))
+    codes, ours = rng.integers(classes, size=batch), np.empty((batch, classes))
+    logits = torch.tensor(Z @ head.T, requires_grad=True)
+    cross_entropy(logits, torch.from_numpy(codes)).backward()
+    kernels.logits_of(Z, head, ours)
+    np.testing.assert_allclose(ours, logits.detach(), rtol=1e-11, atol=1e-9)
+    kernels.to_slopes(ours, codes)
+    np.testing.assert_allclose(ours, logits.grad, atol=1e-9)
+
+
+def test_an_epoch_takes_its_batches_in_the_given_order_and_counts_its_steps():
+    rng = np.random.default_rng(0)
+    Z, codes, order, sizes = rng.normal(size=(30, 5)), rng.integers(3, size=30), rng.permutation(30)[:11], [4, 4, 3]
+    def trained(order):
+        head, first, second = (np.zeros((3, 5)) for _ in range(3))
+        steps = kernels.head_epoch(Z, codes, order, np.array(sizes), head, first, second, 6, 0.1, True)
+        assert steps == 9
+        return head
+    assert np.array_equal(trained(order), trained(order))
+    within, across = order.copy(), order.copy()
+    within[[0, 3]], across[[0, 4]] = order[[3, 0]], order[[4, 0]]
+    np.testing.assert_allclose(trained(within), trained(order), rtol=1e-9)
+    assert np.abs(trained(across) - trained(order)).max() > 1e-3
+
+
+def test_the_package_works_where_nothing_can_be_written(tmp_path):
+    "As in a container with a read-only package and no home."
+    (tmp_path/"ssl_expr").mkdir()
+    for name in ("__init__.py", "kernels.py"):
+        (tmp_path/"ssl_expr"/name).write_text((Path(kernels.__file__).parent/name).read_text())
+    code = ("import numba.core.caching as caching\n"
+            "for kind in caching.CacheImpl._locator_classes: kind.from_function = classmethod(lambda *given: None)\n"
+            "import numpy as np\nfrom ssl_expr.kernels import sgd_step\n"
+            "weights = np.zeros((1, 2))\nsgd_step(weights, np.ones((1, 1)), np.ones((1, 2)), 0.5)\nprint(weights)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[[-0.5 -0.5]]\n", done.stderr
