@@ -20,13 +20,14 @@ benchmarks: .venv/installed  ## how fast, how much memory, on this machine (half
 	  ssl-expr notebook benchmarks/$$name results/benchmarks/$$name.ipynb || exit; done
 
 test: check                  ## everything that must hold before a commit
-	$(MAKE) --jobs 2 lessons tests
+	$(MAKE) lessons
+	$(MAKE) tests
 
 lessons: .venv/installed     ## run every notebook of the library
-	nbdev-test --n-workers 1
+	nbdev-test --n-workers 2
 
-tests: .venv/installed       ## run every test
-	pytest
+tests: .venv/installed       ## run every test, a file at a time on every core
+	pytest --numprocesses auto --dist loadfile
 
 check: .venv/installed       ## package in step with its notebooks, notebooks clean, style, types
 	nbdev-export
