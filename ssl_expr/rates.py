@@ -223,8 +223,8 @@ def time_notebooks()->dict[str, float]:
 
 # %% ../nbs/74_rates.ipynb #cell-21
 TIMED = ("corruption", "nets", "objective", "scarf", "vime", "byol", "pretrain", "finetune", "baselines", "memory",
-         "wide")
-FORM = 1                      # of what is stored: raise it when features or what is timed change
+         "wide", "kernels")
+FORM = 2                      # of what is stored: raise it when features or what is timed change
 ELSEWHERE = "SSL_EXPR_RATES"  # environment variable: a file of rates to reckon with instead, say of a cluster's node
 
 @cache
@@ -245,6 +245,7 @@ def stored(
     parts = ("here", "hardware", "date", "kinds", "finetuning", "heads", "baselines", "projecting", "reading", "map",
              "notebooks", "base_mb")
     if not all(part in found for part in parts) or of not in (None, found["here"]): return None
+    if found["here"].get("form") != FORM: return None
     return found
 
 def rates_file()->Path: return repository()/"results"/"rates.json"
@@ -253,7 +254,7 @@ def rates_shipped()->Path: return repository()/"nbs"/"benchmarks"/"rates.json"
 def known_rates()->dict[str, Any]:
     "Rates to reckon with: those named by the environment, of this machine, or of the one that the project was made on."
     if place := os.environ.get(ELSEWHERE):
-        if not (found := stored(place)): raise ValueError(f"{ELSEWHERE} names {place}, which holds no rates")
+        if not (found := stored(place)): raise ValueError(f"{ELSEWHERE} names {place}, which holds no rates of this version")
         return found
     return stored(rates_file(), here()) or _shipped()
 
