@@ -426,6 +426,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ssl_expr.kernels.compiled': ('kernels.html#compiled', 'ssl_expr/kernels.py'),
                                   'ssl_expr.kernels.gradient_row': ('kernels.html#gradient_row', 'ssl_expr/kernels.py'),
                                   'ssl_expr.kernels.head_epoch': ('kernels.html#head_epoch', 'ssl_expr/kernels.py'),
+                                  'ssl_expr.kernels.load_compiled': ('kernels.html#load_compiled', 'ssl_expr/kernels.py'),
                                   'ssl_expr.kernels.logits_of': ('kernels.html#logits_of', 'ssl_expr/kernels.py'),
                                   'ssl_expr.kernels.sgd_step': ('kernels.html#sgd_step', 'ssl_expr/kernels.py'),
                                   'ssl_expr.kernels.to_slopes': ('kernels.html#to_slopes', 'ssl_expr/kernels.py')},

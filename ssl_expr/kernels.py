@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Function', 'LOOSENED', 'INPUTS', 'compiled', 'gradient_row', 'adam_step', 'sgd_step', 'logits_of', 'to_slopes',
-           'head_epoch']
+           'head_epoch', 'load_compiled']
 
 # %% ../nbs/19_kernels.ipynb #cell-03
 from collections.abc import Callable
@@ -153,3 +153,8 @@ def head_epoch(
         else: sgd_step(head, s, z, learning_rate)
         start += size
     return step
+
+def load_compiled() -> None:
+    "Have the machine code for single precision at hand: what the first epoch of a process takes most of its time for."
+    Z, head, rows = np.ones((2, 2), np.float32), np.zeros((2, 2), np.float32), np.arange(2)
+    head_epoch(Z, rows, rows, np.array([2]), head, np.zeros_like(head), np.zeros_like(head), 0, 0.1, True)

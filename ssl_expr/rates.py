@@ -254,8 +254,8 @@ def rates_shipped()->Path: return repository()/"nbs"/"benchmarks"/"rates.json"
 def known_rates()->dict[str, Any]:
     "Rates to reckon with: those named by the environment, of this machine, or of the one that the project was made on."
     if place := os.environ.get(ELSEWHERE):
-        if not (found := stored(place)): raise ValueError(f"{ELSEWHERE} names {place}, which holds no rates of this version")
-        return found
+        if found := stored(place): return found
+        raise ValueError(f"{ELSEWHERE} names {place}, which holds no rates of this version: measure them anew")
     return stored(rates_file(), here()) or _shipped()
 
 def _shipped()->dict[str, Any]:

@@ -55,6 +55,7 @@ def _load():
     before_loading()
     for name in LIBRARIES:
         with suppress(Exception): import_module(name)
+    with suppress(Exception): import_module("ssl_expr.kernels").load_compiled()
 
 def _end_with(line:socket.socket):
     "End this process when the other end of the line does."

@@ -10,7 +10,18 @@ import pytest
 from ssl_expr import cost, rates
 from ssl_expr.cost import PUBLIC, STEPS, Cost, Shape, bill, expected, kinds_of, reckoned, runs_at_once, wall_seconds
 from ssl_expr.prepare import prepare
-from ssl_expr.rates import ELSEWHERE, fit_rates, here, kind_of, known_rates, measure, rates_shipped, stored, training
+from ssl_expr.rates import (
+    ELSEWHERE,
+    FORM,
+    fit_rates,
+    here,
+    kind_of,
+    known_rates,
+    measure,
+    rates_shipped,
+    stored,
+    training,
+)
 from ssl_expr.run import declared, processor
 from ssl_expr.study import DEFAULTS, TARGETS, Plan, PlannedRun, profiles, read_profile
 
@@ -186,7 +197,7 @@ def test_all_is_measured_anew_on_another_machine(own_rates, monkeypatch, shipped
 
 def test_rates_of_a_cluster_s_node_can_be_named_and_then_nothing_is_measured(own_rates, monkeypatch, tmp_path, shipped):
     node = tmp_path/"node.json"
-    node.write_text(json.dumps(shipped | dict(here=dict(processor="node"), base_mb=77)))
+    node.write_text(json.dumps(shipped | dict(here=dict(processor="node", form=FORM), base_mb=77)))
     monkeypatch.setenv(ELSEWHERE, str(node))
     monkeypatch.setattr(rates, "_ask", lambda wanted: pytest.fail("it measured"))
     assert known_rates()["base_mb"] == measure([kind_of("scarf", settings=dict(temperature=0.5))])["base_mb"] == 77

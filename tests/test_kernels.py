@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ssl_expr import kernels
+from ssl_expr.finetune import FineTuning, Run, train_head, with_ones
 
 
 @pytest.mark.parametrize("batch, outputs, inputs", [(1, 1, 1), (2, 3, 5), (4, 4, 2048), (7, 5, 2049), (9, 2, 4500)])
@@ -58,6 +59,16 @@ def test_an_epoch_takes_its_batches_in_the_given_order_and_counts_its_steps():
     within[[0, 3]], across[[0, 4]] = order[[3, 0]], order[[4, 0]]
     np.testing.assert_allclose(trained(within), trained(order), rtol=1e-9)
     assert np.abs(trained(across) - trained(order)).max() > 1e-3
+
+
+def test_what_was_loaded_beforehand_serves_the_first_head():
+    kernels.load_compiled()
+    compiled = len(kernels.head_epoch.signatures)
+    rng = np.random.default_rng(0)
+    Z, y = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32)), torch.from_numpy(rng.integers(3, size=60))
+    run = Run(1.0, 0, rng.permutation(50), np.arange(50, 60), seed=1)
+    train_head(with_ones(Z), y, run, 3, FineTuning(epochs=2))
+    assert len(kernels.head_epoch.signatures) == compiled
 
 
 def test_the_package_works_where_nothing_can_be_written(tmp_path):
