@@ -216,6 +216,8 @@ def train_head(
     settings: FineTuning = FineTuning(),
 ) -> tuple[Tensor, int]: # (C, H+1) weights of the best epoch with the bias last, and that epoch
     "Train one head on a fixed embedding (frozen)."
+    if not ((0 <= y[run.train]) & (y[run.train] < n_classes)).all():
+        raise ValueError(f"training labels must be codes from 0 to {n_classes - 1}: leave unlabelled rows out")
     start = new_head(Z.shape[1] - 1, n_classes, run.seed)
     head = torch.cat([start.weight, start.bias[:, None]], dim=1).detach().to(Z.dtype)
     weights, first, second = (part.numpy() for part in (head, torch.zeros_like(head), torch.zeros_like(head)))

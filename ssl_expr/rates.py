@@ -160,16 +160,19 @@ def time_heads()->dict[str, float]:
     import numpy as np
     import torch
     from ssl_expr.finetune import FineTuning, Run, train_head, with_ones
+    from ssl_expr.kernels import load_compiled
+    load_compiled()
     timed = []
     def train(epochs:int, Z:Any, y:Any, runs:Sequence[Run], classes:int):
-        for run in runs: train_head(with_ones(Z), y, run, classes, FineTuning(epochs=epochs))
+        settings = FineTuning(epochs=epochs, patience=epochs)
+        for run in runs: train_head(with_ones(Z), y, run, classes, settings)
     for longest, runs, width, classes in ((40, 4, 64, 3), (40, 60, 256, 3), (320, 4, 256, 3), (160, 40, 256, 20),
                                           (320, 60, 256, 5), (80, 20, 1024, 5)):
         lengths = np.linspace(longest/runs, longest, runs).astype(int) + 2
         Z, y = torch.randn(500, width), torch.arange(500) % classes
         planned = [Run(1.0, i, np.arange(n), np.arange(400, 460), i) for i, n in enumerate(lengths)]
         work = sweep([float(n) for n in lengths], 60*runs, width, classes)
-        timed.append((work, _epoch(train, Z, y, planned, classes)))
+        timed.append((work, _epoch(train, Z, y, planned, classes, more=20)))
     return fit_rates(timed)
 
 # %% ../nbs/74_rates.ipynb #cell-19
@@ -232,12 +235,12 @@ def here()->dict[str, Any]:
     "What rates hold for: the kind of processor, versions, and the code that was timed."
     code = "".join(digest(repository()/"ssl_expr"/f"{name}.py") for name in TIMED)
     return dict(processor=processor(), python=sys.version.split()[0],
-                versions={name: version(name) for name in ("torch", "numpy", "scikit-learn")},
+                versions={name: version(name) for name in ("torch", "numpy", "numba", "scikit-learn")},
                 code=hashlib.sha256(code.encode()).hexdigest()[:16], form=FORM)
 
 def stored(
     path:Path|str,              # file of rates
-    of:dict[str, Any]|None=None,  # what they must hold for; None: for anything
+    of:dict[str, Any]|None=None,  # what they must hold for; None: for any machine and code
 )->dict[str, Any]|None:
     "The rates in a file; `None` if there are none, or damaged ones, or those of another machine or other code."
     try: found = read_json(path)

@@ -82,7 +82,7 @@ def parameters(
     return values
 
 # %% ../nbs/65_run.ipynb #cell-17
-PACKAGES = ("ssl-expr", "torch", "numpy", "pandas", "scikit-learn", "anndata")
+PACKAGES = ("ssl-expr", "torch", "numpy", "numba", "pandas", "scikit-learn", "anndata")
 
 def processor()->str:  # "AMD EPYC (family 25, model 1)"
     "The kind of processor."

@@ -1,9 +1,11 @@
 """A copy of the study in a folder of its own, so that tests never touch the repository's results."""
+import atexit
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,10 @@ parts:
 
 # what runs take is reckoned with the rates that the project comes with: measuring takes a minute
 os.environ["SSL_EXPR_RATES"] = str(REPOSITORY/"nbs"/"benchmarks"/"rates.json")
+
+# what one process compiles, another may be reading: every worker keeps its own
+os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="ssl-expr-tests-")
+atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], True)
 
 SHARED_DATA = Path(os.environ.get("SSL_EXPR_TEST_DATA", REPOSITORY.parent/"shared"/"data"))
 

@@ -315,7 +315,7 @@ def test_a_wrong_size_is_refused_before_a_byte_is_kept(demo, publisher, content)
     assert names(demo.cache/"demo") == [".lock"] and len(publisher.requests) == 1
 
 
-@pytest.mark.parametrize("sha256", [checksum(CONTENT), None])
+@pytest.mark.parametrize("sha256", [checksum(CONTENT), None], ids=["checksum", "no checksum"])
 def test_a_server_that_sends_without_end_is_cut_off(demo, publisher, sha256, monkeypatch):
     written, receive = [], download_module._receive
 

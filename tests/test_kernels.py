@@ -13,7 +13,7 @@ from ssl_expr import kernels
 from ssl_expr.finetune import FineTuning, Run, train_head, with_ones
 
 
-@pytest.mark.parametrize("batch, outputs, inputs", [(1, 1, 1), (2, 3, 5), (4, 4, 2048), (7, 5, 2049), (9, 2, 4500)])
+@pytest.mark.parametrize("batch, outputs, inputs", [(1, 1, 1), (2, 3, 5), (4, 4, 256), (7, 5, 257), (9, 2, 1030)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_steps_equal_those_of_torch_whatever_the_shape(batch, outputs, inputs, seed):
     rng = np.random.default_rng(seed)
@@ -30,6 +30,22 @@ def test_steps_equal_those_of_torch_whatever_the_shape(batch, outputs, inputs, s
             optimizer.step()
     for ours, theirs in zip((adam, sgd), parameters, strict=True):
         np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-9, atol=1e-11)
+
+
+def test_single_precision_errs_no_more_than_torchs_own():
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(6, 259)).astype(np.float32)
+    ours, averages = start.copy(), [np.zeros_like(start), np.zeros_like(start)]
+    exact, single = (nn.Parameter(torch.tensor(start, dtype=kind)) for kind in (torch.float64, torch.float32))
+    optimizers = [torch.optim.Adam([each], 0.02) for each in (exact, single)]
+    for step in range(1, 41):
+        slopes, x = (rng.normal(size=(8, n)).astype(np.float32) for n in start.shape)
+        kernels.adam_step(ours, *averages, slopes, x, step, 0.02)
+        exact.grad = torch.from_numpy(slopes.T.astype(float) @ x.astype(float))
+        single.grad = torch.from_numpy(slopes.T @ x)
+        for optimizer in optimizers: optimizer.step()
+    mine, torchs = (np.abs(each - exact.detach().numpy()).mean() for each in (ours, single.detach().numpy()))
+    assert mine < 2*torchs
 
 
 @pytest.mark.parametrize("batch, width, classes", [(1, 1, 2), (3, 8, 4), (8, 257, 19), (5, 31, 7)])
@@ -61,14 +77,28 @@ def test_an_epoch_takes_its_batches_in_the_given_order_and_counts_its_steps():
     assert np.abs(trained(across) - trained(order)).max() > 1e-3
 
 
-def test_what_was_loaded_beforehand_serves_the_first_head():
-    kernels.load_compiled()
-    compiled = len(kernels.head_epoch.signatures)
-    rng = np.random.default_rng(0)
-    Z, y = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32)), torch.from_numpy(rng.integers(3, size=60))
-    run = Run(1.0, 0, rng.permutation(50), np.arange(50, 60), seed=1)
-    train_head(with_ones(Z), y, run, 3, FineTuning(epochs=2))
-    assert len(kernels.head_epoch.signatures) == compiled
+def test_what_the_warm_process_loads_serves_the_first_head():
+    code = """if True:
+        import numpy as np, torch
+        from ssl_expr.warm import _load
+        _load()
+        from ssl_expr import kernels
+        from ssl_expr.finetune import FineTuning, Run, train_head, with_ones
+        print(len(kernels.head_epoch.signatures))
+        run = Run(1.0, 0, np.arange(50), np.arange(50, 60), seed=1)
+        train_head(with_ones(torch.randn(60, 5)), torch.arange(60) % 3, run, 3, FineTuning(epochs=2))
+        print(len(kernels.head_epoch.signatures))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "1\n1\n", done.stderr
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_head_refuses_labels_that_are_no_codes(wrong):
+    y = torch.arange(60) % 3
+    y[7] = wrong
+    run = Run(1.0, 0, np.arange(50), np.arange(50, 60), seed=1)
+    with pytest.raises(ValueError, match="codes from 0 to 2"):
+        train_head(with_ones(torch.randn(60, 5)), y, run, 3, FineTuning(epochs=2))
 
 
 def test_the_package_works_where_nothing_can_be_written(tmp_path):
