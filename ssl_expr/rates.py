@@ -165,11 +165,11 @@ def time_heads()->dict[str, float]:
     timed = []
     def train(epochs:int, Z:Any, y:Any, runs:Sequence[Run], classes:int):
         settings = FineTuning(epochs=epochs, patience=epochs)
-        for run in runs: train_head(with_ones(Z), y, run, classes, settings)
+        for run in runs: train_head(Z, y, run, classes, settings)
     for longest, runs, width, classes in ((40, 4, 64, 3), (40, 60, 256, 3), (320, 4, 256, 3), (160, 40, 256, 20),
                                           (320, 60, 256, 5), (80, 20, 1024, 5)):
         lengths = np.linspace(longest/runs, longest, runs).astype(int) + 2
-        Z, y = torch.randn(500, width), torch.arange(500) % classes
+        Z, y = with_ones(torch.randn(500, width)), torch.arange(500) % classes
         planned = [Run(1.0, i, np.arange(n), np.arange(400, 460), i) for i, n in enumerate(lengths)]
         work = sweep([float(n) for n in lengths], 60*runs, width, classes)
         timed.append((work, _epoch(train, Z, y, planned, classes, more=20)))
