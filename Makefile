@@ -24,10 +24,10 @@ test: check                  ## everything that must hold before a commit
 	$(MAKE) tests
 
 lessons: .venv/installed     ## run every notebook of the library
-	nbdev-test --n-workers 2
+	nbdev-test
 
 tests: .venv/installed       ## run every test, a file at a time on every core
-	pytest --numprocesses auto --dist loadfile
+	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed       ## package in step with its notebooks, notebooks clean, style, types
 	nbdev-export

@@ -59,6 +59,13 @@ def pytest_configure(config: pytest.Config):
     config.addinivalue_line("markers", f"real_data: reads the original public files, from {where}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    "Files that run whole studies go first: started last, one of them would keep a single core busy at the end."
+    whole = {"study_copy", "finished", "keeping"}
+    long = {item.path for item in items if whole & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_terminal_summary(terminalreporter):
     "One line that says whether the tests on the original files ran."
     def count(*kinds):
