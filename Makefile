@@ -24,7 +24,7 @@ test: check                  ## everything that must hold before a commit
 	$(MAKE) tests
 
 lessons: .venv/installed     ## run every notebook of the library
-	nbdev-test
+	nbdev-test --cell-timeout 7200
 
 tests: .venv/installed       ## run every test, a file at a time on every core
 	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -20,8 +20,9 @@ LOOSENED = {"reassoc", "contract", "arcp", "nsz"}  # order of sums, rounding of 
 def compiled(
     function: Function,  # of numbers and numpy arrays
 ) -> Function:
-    "Machine code for this processor, made when first called."
-    def machine_code(cache): return njit(cache=cache, fastmath=LOOSENED, error_model="numpy")(function)
+    "Machine code for this processor, made when first called; part of what calls it."
+    def machine_code(cache):
+        return njit(cache=cache, fastmath=LOOSENED, error_model="numpy", inline="always")(function)
     try: return machine_code(function.__module__ != "__main__")
     except RuntimeError: return machine_code(False)  # nowhere to keep it
 
@@ -129,7 +130,7 @@ def head_epoch(
     step: int,           # taken before
     learning_rate: float,
     adam: bool,          # False: plain gradient descent
-) -> int:                # steps taken now
+) -> int:                # steps taken until now
     "One pass over the training samples, a step for each batch."
     batch, slopes = np.empty((sizes.max(), Z.shape[1]), Z.dtype), np.empty((sizes.max(), len(head)), Z.dtype)
     truth, start = codes[order], 0

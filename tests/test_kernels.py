@@ -1,4 +1,5 @@
 "Compiled steps: what they calculate equals torch, whatever the shape."
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,32 @@ def test_the_package_works_where_nothing_can_be_written(tmp_path):
             "weights = np.zeros((1, 2))\nsgd_step(weights, np.ones((1, 1)), np.ones((1, 2)), 0.5)\nprint(weights)")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "[[-0.5 -0.5]]\n", done.stderr
+
+
+def test_the_process_that_compiles_and_one_that_reads_what_was_kept_give_the_same_bits(tmp_path):
+    program = """
+import hashlib, sys
+import os
+import subprocess
+import sys
+
+import numpy as np
+from ssl_expr.kernels import head_epoch
+draw, bits = np.random.default_rng(0), hashlib.sha256()
+for n, width, classes, batch in ((40, 17, 3, 8), (83, 257, 19, 8), (30, 9, 5, 3)):
+    Z, codes = draw.normal(size=(n, width)).astype(np.float32), draw.integers(0, classes, n)
+    head = np.zeros((classes, width), np.float32)
+    first, second, step = np.zeros_like(head), np.zeros_like(head), 0
+    sizes = np.array([len(part) for part in np.array_split(np.arange(n), n//batch)])
+    for adam in (True, False):
+        for _ in range(30):
+            order = draw.permutation(n)
+            step = head_epoch(Z, codes, order, sizes, head, first, second, step, 0.001, adam)
+        bits.update(head.tobytes())
+print(bits.hexdigest())
+"""
+    def run():
+        return subprocess.run([sys.executable, "-c", program], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+                              capture_output=True, text=True, check=True).stdout
+    compiled, kept = run(), run()
+    assert list(tmp_path.rglob("*.nbc")) and compiled == kept
