@@ -57,7 +57,8 @@ def test_a_run_becomes_a_job_that_says_what_it_needs_and_makes_its_file(study_co
                                 "--seconds-between-status-checks", "1", PREPARED)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert (study_copy.folder/PREPARED).is_file()
-    first = min(pods.glob("*[!d]"), key=lambda path: path.stat().st_mtime)   # of several, if one had to be tried again
+    jobs = [path for path in pods.iterdir() if path.suffix != ".ended"]
+    first = min(jobs, key=lambda path: path.stat().st_mtime)   # of several, if one had to be tried again
     made = json.loads(first.read_text())
     pod = made["spec"]["template"]["spec"]
     container, = pod["containers"]
