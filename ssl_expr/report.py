@@ -489,7 +489,7 @@ def wrap_columns(
     limits:dict[str, int] = {}   # column -> characters in a line
     def widths(frame): return [max([text_width(name)*1.12, *map(text_width, frame[name])]) + gap for name in frame]
     original, now = cells.copy(), widths(cells)
-    while sum(now) > width and max(limits.values(), default=99) > 9:
+    while len(cells) and sum(now) > width and max(limits.values(), default=99) > 9:
         widest = cells.columns[now.index(max(now))]
         longest = max(len(line) for text in cells[widest] for line in text.split("\n"))
         limits[widest] = int(longest*0.9)

@@ -366,6 +366,14 @@ def test_a_table_with_a_word_too_long_to_wrap_is_drawn_all_the_same(name):
     assert name in [text.get_text() for text in words(figure)]
 
 
+def test_a_table_without_rows_is_drawn_and_saved(tmp_path):
+    "A user's file may have no annotation but the label."
+    empty = pd.DataFrame(columns=["annotation", "value", "samples", "pretraining", "training", "no label used"])
+    figure = report.draw_table(empty, width=1.5)
+    made = report.save_table(empty, "table", "None.", tmp_path, figure=figure)
+    assert made and "annotation" in (tmp_path/"table.csv").read_text()
+
+
 def test_a_table_is_saved_with_its_text_and_its_full_numbers(tmp_path):
     full = pd.DataFrame(dict(arm=["scarf"], mean=[0.123456789]))
     report.save_table(pd.DataFrame(dict(arm=["SCARF"], mean=["0.12"])), "table", "**T.**", tmp_path, RUNS, full)
