@@ -1,4 +1,4 @@
-# `make quick` and `make test` set up .venv by themselves; nothing outside this folder is touched.
+# `make quick` and `make test` set up .venv by themselves; nothing is installed outside this folder.
 PYTHON ?= python3
 PROFILE ?= quick
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
