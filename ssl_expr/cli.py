@@ -469,7 +469,7 @@ def main(arguments:list[str]|None=None)->int:
         done = ask(sys.argv[1:] if arguments is None else arguments)
         return function(**values) if done is None else done
     except KeyboardInterrupt:
-        print("ssl-expr: stopped; the same command goes on from here.", file=sys.stderr)
+        print("ssl-expr: stopped.", file=sys.stderr)
         return 130
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         print(f"ssl-expr: {error}", file=sys.stderr)

@@ -117,11 +117,7 @@ def test_the_package_works_where_nothing_can_be_written(tmp_path):
 
 def test_the_process_that_compiles_and_one_that_reads_what_was_kept_give_the_same_bits(tmp_path):
     program = """
-import hashlib, sys
-import os
-import subprocess
-import sys
-
+import hashlib
 import numpy as np
 from ssl_expr.kernels import head_epoch
 draw, bits = np.random.default_rng(0), hashlib.sha256()
