@@ -40,8 +40,9 @@ export: .venv/installed      ## notebooks -> ssl_expr/
 	nbdev-export
 	nbdev-clean
 
+# served from here, not from nbs/: notebooks show pictures that lie in figures/
 lab: .venv/installed         ## read and run the notebooks
-	jupyter lab nbs/index.ipynb
+	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 .venv/installed: settings.ini setup.py   # not pyproject.toml: nbdev-export touches it
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
