@@ -433,7 +433,8 @@ def test_an_organ_has_one_name_in_all_sources():
 
 # tcga-mirna: damaged or foreign R files
 
-@pytest.mark.parametrize("content", [b"", b"not R", gzip.compress(b"RDX3\nX\n\x00\x00\x00\x03")])
+@pytest.mark.parametrize("content", [b"", b"not R", gzip.compress(b"RDX3\nX\n\x00\x00\x00\x03")],
+                         ids=["empty", "not R", "damaged"])
 def test_a_damaged_rda_file_is_one_sentence(tmp_path, content):
     (tmp_path/"ACC.miRNASeq.rda").write_bytes(content)
     with warnings.catch_warnings():
