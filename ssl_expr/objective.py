@@ -26,6 +26,7 @@ class TrainingSettings:
     batch_size: int
     epochs: int
     momentum: float = 0.0  # used by sgd and rmsprop
+    schedule: str = "constant"  # constant | one-cycle: the rate rises to its value, then falls to nothing
 
 # %% ../nbs/27_objective.ipynb #cell-07
 class Objective(nn.Module):
