@@ -126,14 +126,14 @@ def cancel_left(
 def check_methods(plan:Plan):
     "Refuse an arm whose method or settings no objective has."
     from ssl_expr import pretrain  # noqa: F401 so that the objectives are registered
-    from ssl_expr.baselines import baselines
+    from ssl_expr.baselines import read_baseline
     from ssl_expr.objective import build
     for run in plan.of("pretrain"):
         try: build(run.parameters["method"], 100, **run.parameters.get("settings", {}))
         except ValueError as error: raise ValueError(f"In profile {plan.name}, arm {run.arm}: {error}") from None
     for name in {name for own in plan.parts.values() for name in own["baselines"]}:
-        if name not in baselines():
-            raise ValueError(f"In profile {plan.name}, unknown baseline {name!r}: known are {', '.join(baselines())}")
+        try: read_baseline(name)
+        except ValueError as error: raise ValueError(f"In profile {plan.name}: {error}") from None
 
 def show_work(
     plan:Plan,
@@ -383,12 +383,12 @@ def embed_file(
 # %% ../nbs/80_cli.ipynb #cell-21
 def show_list()->int:
     "Print the names that commands, profiles and notebooks accept."
-    from ssl_expr.baselines import baselines
+    from ssl_expr.baselines import BASELINES
     from ssl_expr.data import datasets
     from ssl_expr import pretrain  # noqa: F401 so that the objectives are registered
     from ssl_expr.objective import objectives
     experiments = sorted(path.stem for path in (repository()/"nbs"/"experiments").glob("*.ipynb"))
-    for what, names in dict(datasets=datasets(), objectives=objectives(), baselines=baselines(), profiles=profiles(),
+    for what, names in dict(datasets=datasets(), objectives=objectives(), baselines=BASELINES, profiles=profiles(),
                             experiments=experiments, figures=figures(), collections=COLLECTIONS).items():
         print(f"{what:12} {', '.join(names)}")
     return 0

@@ -95,6 +95,7 @@ def make_split(
     disjoint_pretraining:bool=False,   # keep labelled training rows out of pretraining (as the paper did)
     min_class_size:int=15,             # smallest class that can be split
     may_pretrain:np.ndarray|None=None, # (N,) bool, False: kept out of pretraining; None: every row may
+    may_test:np.ndarray|None=None,     # (N,) bool, False: no row of its patient is tested; None: every row may be
 )->Split:
     "Stratified parts of the rows; strict: held-out patients are in no other part. `ValueError` if that is impossible."
     codes, names = _codes(labels)
@@ -111,7 +112,14 @@ def make_split(
     groups = pd.factorize(pd.Series(patients))[0] if protocol == "strict" else np.arange(len(codes))
     _check(codes, names, groups, min_class_size)
 
-    remaining, test = _one_fold(np.flatnonzero(codes >= 0), codes, groups, round(1/test_share), split)
+    labelled, asked = np.flatnonzero(codes >= 0), np.ones(len(codes), bool)
+    if may_test is not None: asked = ~np.isin(groups, groups[~may_test])
+    n_asked = asked[labelled].sum()
+    if n_asked < 2*test_share*len(labelled):
+        raise ValueError(f"{n_asked} labelled rows may be tested, fewer than twice the {test_share:.0%} of "
+                         f"{len(labelled)} wanted: lower test_share")
+    _, test = _one_fold(labelled[asked[labelled]], codes, groups, round(n_asked/len(labelled)/test_share), split)
+    remaining = np.setdiff1d(labelled, test)
     spent = label_fraction(codes[remaining], remaining, labelled_share, split)     # labels that may be used at all
     n_folds = max(2, round((1 - test_share)/validation_share))
     train, validation = _one_fold(spent, codes, groups, n_folds, split)

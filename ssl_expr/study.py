@@ -33,7 +33,9 @@ DEFAULTS:dict[str, Any] = dict(
     fine_tuning={},                  # fractions, repeats and optimiser: see `finetune`
     baselines=[],                    # names known to `baselines`
     like_for_like=False,             # True: baselines on a network's terms: see `fit_baseline`
-    linear_probe=False,              # True: logistic regression on every frozen encoder, too
+    linear_probe=False,              # True: every frozen encoder is read out by simple models, too
+    readouts=["logistic"],           # which ones: see the experiment `linear_probe`
+    ensembles=[],                    # arms whose encoders of all seeds are read out side by side, too
     replacement_arms=[],             # arms that are compared in Fig. S6 and left out of Fig. 3
     architectures={},                # arms, depths, widths and fractions of Fig. 4
     pretraining_sizes={},            # arms, sizes and fractions of Fig. 5
@@ -99,7 +101,7 @@ def _part(
             if arm not in profile["arms"]:
                 raise ValueError(f"In {where}, unknown arm {arm!r}: known are {', '.join(profile['arms'])}.")
         arms, given = {arm: profile["arms"][arm] for arm in chosen}, given | dict(arms={})
-    inherited = {key: profile[key] for key in ("encoder", "fine_tuning", "baselines")} | dict(arms=arms)
+    inherited = {key: profile[key] for key in ("encoder", "fine_tuning", "baselines", "readouts")} | dict(arms=arms)
     if "dataset" not in given: inherited |= {key: profile[key] for key in ("dataset", "prepare")}
     return PART | lay_over(inherited, _known(where[0].upper() + where[1:], given, PART))
 
@@ -136,6 +138,9 @@ def _check_part(
     for arm, recipe in profile["arms"].items():
         if not isinstance(recipe, dict):
             refuse(f"arm {arm} must be a set of settings such as {{method: scarf}}, got {recipe!r}")
+    for arm in profile["ensembles"]:
+        if "method" not in profile["arms"].get(arm, {}) or not profile["linear_probe"]:
+            refuse(f"ensembles names {arm!r}: it must be a pretrained arm, and linear_probe must be true")
     for key in ("architectures", "pretraining_sizes", "phenotypes"):
         for arm in [*profile[key].get("arms", []), *profile[key].get("epochs", [])]:
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
@@ -266,7 +271,7 @@ class Plan:
         prepared = self._add("prepare", base, data | own["prepare"], **where)
         shared = own["fine_tuning"] | dict(prepared=prepared, vary_subset=strict)
         sweep = {name: shared[name] for name in ("prepared", "vary_subset", "fractions", "repeats") if name in shared}
-        encoders:dict[str, str] = {}
+        probed, encoders, siblings = sweep | dict(readouts=own["readouts"]), dict[str, str](), dict[str, list[str]]()
         for seed in own["seeds"]:
             for arm, recipe in own["arms"].items():
                 folder, here = f"{base}/{arm}/seed{seed}", where | dict(arm=arm, seed=seed)
@@ -275,15 +280,21 @@ class Plan:
                     values = own["encoder"] | pretraining | dict(prepared=prepared, seed=seed)
                     encoder = self._add("pretrain", folder, values, (prepared,), **here)
                     encoders.setdefault(arm, encoder)
+                    siblings.setdefault(arm, []).append(encoder)
                 values = own["encoder"] | shared | tuning | dict(standardise=strict, encoder=encoder, seed=seed)
                 needs = (prepared, encoder) if encoder else (prepared,)
-                self._add("label_curve", folder, values, needs, **here)
+                if shared.get("modes") != []: self._add("label_curve", folder, values, needs, **here)
                 if own["linear_probe"]:
-                    values = own["encoder"] | sweep | dict(encoder=encoder, seed=seed)
+                    values = own["encoder"] | probed | dict(encoder=encoder, seed=seed)
                     self._add("linear_probe", folder, values, needs, **here)
             if own["baselines"]:
                 values = sweep | dict(baselines=own["baselines"], like_for_like=own["like_for_like"], seed=seed)
                 self._add("baselines", f"{base}/baselines/seed{seed}", values, (prepared,), seed=seed, **where)
+        for arm in own["ensembles"]:
+            first, *others = siblings[arm]
+            values = probed | dict(encoder=first, beside=others, seed=own["seeds"][0])
+            self._add("linear_probe", f"{base}/{arm}-ensemble", values, (prepared, first, *others),
+                      arm=f"{arm}-ensemble", seed=own["seeds"][0], **where)
         if not self.of("geometry"):
             shown = {arm: encoder for arm, encoder in encoders.items() if arm not in own["replacement_arms"]}
             self._add("geometry", base, dict(prepared=prepared, encoders=shown), (prepared, *shown.values()), **where)

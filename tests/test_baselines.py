@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.semi_supervised import SelfTrainingClassifier
 
-from ssl_expr.baselines import TunedLogistic, baselines, fit_baseline
+from ssl_expr.baselines import BASELINES, TunedLogistic, fit_baseline, make_baseline, read_baseline
 from ssl_expr.finetune import FineTuning, finetune, fresh_encoder, plan_runs
 from ssl_expr.splits import Split
 
@@ -27,7 +28,7 @@ def problem():
     return X, y, Split(rows[:85], rows[15:85], rows[85:105], rows[105:])
 
 
-@pytest.mark.parametrize("name", baselines())
+@pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_learns_without_a_warning(problem, name):
     X, y, split = problem
     with warnings.catch_warnings(action="error"):
@@ -47,7 +48,7 @@ def test_baselines_spend_the_labels_of_fine_tuning_and_give_its_table(problem):
     assert ours[same].equals(theirs[same]) and (ours["epochs"] == 0).all()
 
 
-@pytest.mark.parametrize("name", baselines())
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_fit_sees_the_labelled_rows_of_its_run_and_no_others(problem, name):
     X, y, split = problem
     run = plan_runs(y, split, [0.45], 1)[0]
@@ -60,7 +61,7 @@ def test_a_fit_sees_the_labelled_rows_of_its_run_and_no_others(problem, name):
     assert not fit_baseline(name, X, y, split, [0.45], 1).equals(fit_baseline(name, noisy, y, split, [0.45], 1))
 
 
-@pytest.mark.parametrize("name", baselines())
+@pytest.mark.parametrize("name", BASELINES)
 def test_on_a_networks_terms_validation_rows_teach_nothing_and_spent_labels_are_the_same(problem, name):
     X, y, split = problem
     run = plan_runs(y, split, [0.45], 1)[0]
@@ -94,6 +95,60 @@ def test_logistic_pca_is_pca_on_the_pretraining_rows_and_a_logistic_regression(p
     np.testing.assert_allclose(table[PROBABILITIES], by_hand.predict_proba(pca.transform(X[split.test])), atol=1e-6)
 
 
+def test_self_training_on_whitened_components_is_what_its_name_says(problem):
+    X, y, split = problem
+    run = plan_runs(y, split, [0.45], 1)[0]
+    labelled = np.concatenate([run.train, run.validation])
+    others = np.setdiff1d(split.pretrain, labelled)
+    Z = PCA(7, whiten=True, random_state=0).fit(X[split.pretrain]).transform(X)
+    model = SelfTrainingClassifier(LogisticRegression(C=1, class_weight="balanced", max_iter=10_000), threshold=0.9)
+    model.fit(Z[np.r_[labelled, others]], np.r_[y[labelled], np.full(len(others), -1)])
+    table = fit_baseline("self-training-white7-C1", X, y, split, [0.45], 1)
+    np.testing.assert_allclose(table[PROBABILITIES], model.predict_proba(Z[split.test]), atol=1e-6)
+    assert len(others) > 0 and (model.labeled_iter_ > 0).any(), "samples without a label were learned from"
+
+
+@pytest.mark.parametrize("name", ["self-training-pca", "label-spreading-pca"])
+def test_what_a_model_learns_of_unlabelled_samples_it_learns_from_pretraining_rows_without_their_labels(problem, name):
+    X, y, split = problem
+    run = plan_runs(y, split, [0.2], 1)[0]
+    spent = np.concatenate([run.train, run.validation])
+    hidden = np.setdiff1d(split.pretrain, np.r_[spent, split.validation])
+    others = y.copy()
+    others[hidden] = np.roll(y[hidden], 1)  # labels that may not be known
+    noisy = X.copy()
+    noisy[hidden] = np.random.default_rng(1).normal(size=noisy[hidden].shape)
+    few = replace(split, train=spent)
+    def fit(X, y): return fit_baseline(name, X, y, few, [1.0], 1)[PROBABILITIES]
+    assert fit(X, y).equals(fit(X, others)) and not fit(X, y).equals(fit(noisy, y))
+
+
+@pytest.mark.parametrize("name, parts", [
+    ("logistic-genes", ("logistic", "genes", {})), ("boosted-trees", ("boosted-trees", "genes", {})),
+    ("logistic-pca100", ("logistic", "pca100", {})),
+    ("self-training-white70-C1e-3", ("self-training", "white70", {"C": 1e-3})),
+    ("label-spreading-pca-k5", ("label-spreading", "pca", {"neighbours": 5})),
+    ("self-training-C0.1", ("self-training", "genes", {"C": 0.1}))])
+def test_a_name_says_what_a_baseline_is(name, parts):
+    assert read_baseline(name) == parts
+
+
+@pytest.mark.parametrize("name, message", [
+    ("svm-genes", "unknown baseline"), ("logistics-genes", "unknown baseline"),
+    ("logistic-kernel", "unknown baseline"), ("logistic-pca50x", "unknown baseline"),
+    ("logistic-pca-C1", "logistic has no -C"), ("self-training-pca-k5", "self-training has no -k")])
+def test_a_name_that_says_nothing_is_refused(name, message):
+    with pytest.raises(ValueError, match=message): read_baseline(name)
+
+
+def test_whitened_components_have_variance_one_where_they_were_fitted(problem):
+    X, _, split = problem
+    seen = X[split.pretrain]
+    white, plain = (make_baseline(f"logistic-{kind}5", seen)[0].transform(seen) for kind in ("white", "pca"))
+    np.testing.assert_allclose(white.var(0, ddof=1), 1, rtol=1e-4)
+    assert plain.var(0)[0] > 1.2*plain.var(0)[4]
+
+
 def test_the_penalty_is_chosen_inside_the_labels_and_matters(problem):
     X, y, _ = problem
     rng = np.random.default_rng(0)
@@ -122,7 +177,7 @@ def moves_with_test_rows(predict, X, y, split):
     return not before[~touched].equals(after[~touched])
 
 
-@pytest.mark.parametrize("name", baselines())
+@pytest.mark.parametrize("name", BASELINES)
 def test_noise_in_test_samples_moves_nothing_but_their_own_predictions(problem, name):
     X, y, split = problem
     assert not moves_with_test_rows(lambda X: fit_baseline(name, X, y, split, [0.45], 1), X, y, split)
@@ -134,7 +189,7 @@ def test_the_scramble_catches_a_pca_fitted_on_all_rows(problem):
     assert moves_with_test_rows(lambda X: fit_baseline("logistic-pca", X, y, cheating, [0.45], 1), X, y, split)
 
 
-@pytest.mark.parametrize("name", baselines())
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_run_gives_the_same_bits_in_any_company(problem, name):
     X, y, split = problem
     whole = fit_baseline(name, X, y, split, FRACTIONS, 2, seed=3)
@@ -152,7 +207,7 @@ def test_repeats_of_the_paper_are_one_and_the_same_fit(problem):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(name="svm"), "unknown baseline 'svm': choose one of logistic-genes, logistic-pca, boosted-trees"),
+    (dict(name="svm"), "unknown baseline 'svm': it must be <classifier>-<features>"),
     (dict(X=np.full((N, G), np.nan)), "missing value"), (dict(y=np.zeros(N, int)), "at least two are needed"),
     (dict(fractions=[1.2]), "fractions must be")])
 def test_a_mistake_gives_one_clear_sentence(problem, change, message):
