@@ -14,7 +14,7 @@ from ssl_expr import data as data_module
 from ssl_expr import prepare as prepare_module
 from ssl_expr import preprocess
 from ssl_expr.data import toy
-from ssl_expr.prepare import load_prepared, prepare, save_prepared
+from ssl_expr.prepare import load_prepared, prepare, save_prepared, searched_patients
 from ssl_expr.roles import choose_rows
 from ssl_expr.splits import fitting_rows
 from ssl_expr.store import open_store, write_store
@@ -319,3 +319,43 @@ def test_a_class_as_small_as_was_asked_for_can_be_split(tmp_path):
     path = str(tmp_path/"mine.h5ad")
     assert prepare(path).classes == ["class-0", "class-1"]
     assert prepare(path, min_class_size=8).classes == ["class-0", "class-1", "class-2"]
+
+
+SEARCH = dict(splits=[3, 4], label="label", labelled_share=0.2)
+
+
+def test_nobody_whose_label_served_the_search_is_tested_and_the_facts_say_how_many_there_were():
+    known = searched_patients(toy().obs, SEARCH)
+    for number in SEARCH["splits"]:
+        earlier = prepare("toy", split=number, labelled_share=0.2)
+        for part in ("train", "validation", "test"):
+            assert {earlier.patients[row] for row in getattr(earlier.split, part)} <= known
+    data = prepare("toy", split=0, searched=SEARCH)
+    tested, usual = ({d.patients[row] for row in d.split.test} for d in (data, prepare("toy", split=0)))
+    assert not tested & known and usual & known
+    assert data.facts["n_searched_patients"] == len(known) and data.facts["searched"] == SEARCH
+
+
+def test_patients_of_a_search_are_those_of_its_own_classes_whatever_is_asked_now():
+    "A comparison of few classes must not test patients who had a label, of another class or not, in the search."
+    some = dict(learn_on={"label": sorted(set(toy().obs["label"].dropna()))[:2]})
+    few, all_of_them = (prepare("toy", searched=SEARCH, **options) for options in (some, {}))
+    assert few.facts["n_searched_patients"] == all_of_them.facts["n_searched_patients"]
+
+
+def test_fewer_unlabelled_rows_are_some_of_the_more_and_nothing_else_changes():
+    sizes = [prepare("toy", unlabelled=n, split=2) for n in (40, 90, 0)]
+    few, more, every = (set(data.split.pretrain) for data in sizes)
+    assert few < more < every and (len(few), len(more)) == (40, 90)
+    for part in ("train", "validation", "test"):
+        rows = [getattr(data.split, part) for data in sizes]
+        assert all((rows[0] == others).all() for others in rows[1:])
+    seen = torch.from_numpy(np.union1d(sizes[0].split.pretrain, sizes[0].split.train))
+    assert sizes[0].X[seen].mean(0).abs().max() < 1e-4, "scaled on the rows that are left, no others"
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(unlabelled=3), "unlabelled must be 8 to"), (dict(unlabelled=10**6), "rows that may pretrain"),
+    (dict(searched=dict(splits=[1])), "must name the splits and the label")])
+def test_what_cannot_be_left_out_is_refused_in_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message): prepare("toy", **settings)

@@ -44,6 +44,26 @@ def test_rows_that_may_pretrain_are_closed_further_and_never_opened(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_patients_that_may_not_be_tested_are_learned_from_and_the_test_keeps_its_size(seed):
+    labels, patients = made_up(seed)
+    spent = np.random.default_rng(seed).random(len(labels)) < 0.15
+    usual, fresh = (make_split(labels, patients, split=seed, may_test=may) for may in (None, ~spent))
+    assert not set(patients[fresh.test]) & set(patients[spent])
+    assert set(patients[usual.test]) & set(patients[spent]), "the property was put to the test"
+    assert set(patients[fresh.train]) & set(patients[spent])
+    assert 0.6 < len(fresh.test)/len(usual.test) < 1.6
+    held_out = set(patients[fresh.test]) | set(patients[fresh.validation])
+    assert not held_out & (set(patients[fresh.train]) | set(patients[fresh.pretrain]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_where_everybody_may_be_tested_nothing_changes(seed):
+    labels, patients = made_up(seed)
+    usual, same = (make_split(labels, patients, split=seed, may_test=may) for may in (None, np.ones(len(labels), bool)))
+    for part, rows in vars(usual).items(): np.testing.assert_array_equal(rows, vars(same)[part])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_by_sample_the_patients_do_straddle(seed):
     labels, patients = made_up(seed)
     split = make_split(labels, patients, "paper", seed)

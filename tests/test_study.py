@@ -203,6 +203,34 @@ def test_a_linear_probe_is_planned_for_every_arm_where_it_is_asked_for():
     assert all(run.parameters["fractions"] == [0.5] for run in probes.values())
 
 
+def test_encoders_are_read_out_as_asked_and_together_without_any_fine_tuning():
+    asked = DEFAULTS | dict(arms={"scarf": {"method": "scarf"}}, seeds=[0, 1, 2], linear_probe=True,
+                            ensembles=["scarf"], readouts=["logistic", "self-training-C0.1"],
+                            fine_tuning={"modes": [], "fractions": [0.5]})
+    plan = Plan("x", asked)
+    assert not plan.of("label_curve")
+    alone, together = ([run for run in plan.of("linear_probe") if (run.arm == "scarf-ensemble") == many]
+                       for many in (False, True))
+    [whole] = together
+    assert [run.parameters["encoder"] for run in alone] == [whole.parameters["encoder"], *whole.parameters["beside"]]
+    assert set(whole.parameters["beside"]) < set(whole.needs)
+    assert all(run.parameters["readouts"] == asked["readouts"] for run in plan.of("linear_probe"))
+
+
+@pytest.mark.parametrize("change", [dict(ensembles=["scratch"]), dict(ensembles=["x"]), dict(linear_probe=False)])
+def test_an_ensemble_of_what_is_not_pretrained_or_not_read_out_is_refused(change):
+    asked = DEFAULTS | dict(arms={"scratch": {}, "scarf": {"method": "scarf"}}, linear_probe=True, ensembles=["scarf"])
+    with pytest.raises(ValueError, match="ensembles names"): Plan("x", asked | change)
+
+
+def test_the_verdict_spares_exactly_the_patients_that_the_search_looked_at():
+    search, verdict = (read_profile(name) for name in ("search", "unmixing"))
+    searched = verdict["prepare"]["searched"]
+    assert searched == search["prepare"] | {"splits": search["splits"]["strict"]}
+    assert not set(searched["splits"]) & set(verdict["splits"]["strict"])
+    assert {name: value for name, value in verdict["prepare"].items() if name != "searched"} == search["prepare"]
+
+
 def test_a_result_that_was_changed_after_its_run_is_refused(tmp_path):
     target = tmp_path/"label_curve.parquet"
     target.write_bytes(b"numbers")
