@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -16,14 +17,21 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import ssl_expr.estimator
 from ssl_expr.data import load
-from ssl_expr.estimator import SSLEncoder, align_table
+from ssl_expr.estimator import FewSamplesWarning, SSLEncoder, align_table, pretrained, sizes_for
+from ssl_expr.objective import build, known_settings, objectives
 from ssl_expr.preprocess import DepthNormalise, Log2
+from ssl_expr.pretrain import batches, hold_out, train_encoder
 from ssl_expr.storage import save_tensors
 
 torch.set_num_threads(1) # two threads on a busy machine are many times slower
 GENES = [f"gene-{number}" for number in range(17)]
 FRAME = pd.DataFrame(np.random.default_rng(0).normal(5, 2, (40, 17)), [f"sample-{n}" for n in range(40)], GENES)
+
+
+@pytest.fixture(autouse=True)
+def no_data_are_too_few(monkeypatch): monkeypatch.setattr("ssl_expr.estimator.FEW_SAMPLES", 0)
 
 
 def quick(**settings) -> SSLEncoder:
@@ -40,7 +48,7 @@ def test_scikit_learn_accepts_it(estimator, check): check(estimator)
 
 # ---------------------------------------------------------------------------------------------- as a transformer
 
-@pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
+@pytest.mark.parametrize("method", ["scarf", "vime", "byol", "unmixing"])
 def test_two_fits_with_one_seed_give_the_same_bits(method):
     one, two, other = (quick(method=method, random_state=seed).fit_transform(FRAME) for seed in (1, 1, 2))
     assert one.shape == (40, 8) and one.dtype == np.float32
@@ -104,8 +112,8 @@ def test_pandas_output_has_names_and_samples():
 
 
 def test_settings_of_the_objective_reach_it():
-    sharp = quick(objective_settings={"temperature": 0.1}).fit_transform(FRAME)
-    assert not np.array_equal(quick().fit_transform(FRAME), sharp)
+    alone = quick(objective_settings={"agreement": 0.0}).fit_transform(FRAME)
+    assert not np.array_equal(quick().fit_transform(FRAME), alone)
 
 
 def test_a_checkpoint_makes_a_second_fit_instant(tmp_path):
@@ -116,7 +124,7 @@ def test_a_checkpoint_makes_a_second_fit_instant(tmp_path):
 
 
 @pytest.mark.parametrize("setting, value, message", [
-    ("method", "scraf", "scraf.*known are byol, scarf, vime"), ("method", 3, "unknown method"), ("width", 0, "width"),
+    ("method", "scraf", "scraf.*known are .*unmixing"), ("method", 3, "unknown method"), ("width", 0, "width"),
     ("depth", "two", "depth"), ("epochs", "ten", "epochs"), ("batch_size", 1, "batch_size"), ("dropout", 2, "dropout"),
     ("learning_rate", 0, "learning_rate"), ("objective_settings", {"temprature": 1}, "temprature.*known are"),
     ("objective_settings", "temperature", "objective_settings"), ("random_state", "seed", "seed")])
@@ -150,6 +158,56 @@ def test_no_test_row_reaches_the_model():
     assert all(torch.equal(value, before[name]) for name, value in model.encoder_.state_dict().items())
     assert np.array_equal(one, model.transform(FRAME.iloc[:30]))
     assert np.array_equal(model.scaler_.mean_, quick().fit(FRAME.iloc[:30]).scaler_.mean_)
+
+
+# ---------------------------------------------------------------------------------------------- the recipe
+
+@pytest.mark.parametrize("method", ["unmixing", "scarf", "vime", "byol"])
+def test_what_is_left_open_is_the_objectives_own(method):
+    model = SSLEncoder(method, epochs=1)
+    before = model.get_params()
+    model.fit(FRAME)
+    kind = objectives()[method]
+    own = known_settings(kind) | sizes_for(40, build(method, 17))
+    assert {name: model.recipe_[name] for name in own} == own
+    assert (model.recipe_["epochs"], model.recipe_["schedule"]) == (1, kind.paper_training.schedule)
+    assert model.transform(FRAME).shape == (40, own["width"])
+    assert model.get_params() == before == clone(model).get_params() and before["width"] is None
+
+
+def test_without_a_method_it_is_unmixing_trained_as_in_the_study():
+    model = SSLEncoder(epochs=2).fit(FRAME)
+    objective, history = train_encoder("unmixing", model._scaled(FRAME.to_numpy()), epochs=2, progress=False,
+                                       batch_size=16, seed=model.recipe_["seed"])
+    weights = model.encoder_.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in objective.encoder.state_dict().items())
+    pd.testing.assert_frame_equal(history, model.history_, check_exact=True)
+
+
+@pytest.mark.parametrize("n_samples", [8, 142, 143, 145, 300, 568, 569, 10_000])
+def test_an_epoch_of_the_recipe_has_eight_batches_unless_they_were_smaller_than_sixteen(n_samples):
+    objective = build("unmixing", 17)
+    (size,) = sizes_for(n_samples, objective).values()
+    train, _ = hold_out(n_samples, 0.1, torch.Generator())
+    assert size == 16 or len(batches(len(train), size, torch.Generator())) >= 8
+    assert 16 <= size <= 64 and (size == 64 or len(train)/8 < size + 1)  # no smaller than it has to be
+
+
+@pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
+def test_batches_of_the_papers_objectives_stay_as_published(method):
+    assert sizes_for(20, build(method, 17)) == {"batch_size": objectives()[method].paper_training.batch_size}
+
+
+@pytest.mark.parametrize("method", ["unmixing", "scarf"])
+def test_few_samples_are_warned_of_at_fit_and_only_there(monkeypatch, method):
+    monkeypatch.setattr("ssl_expr.estimator.FEW_SAMPLES", 41)
+    with pytest.warns(FewSamplesWarning, match="on 40 samples, fewer than 41.*fit_baseline") as caught:
+        model = quick(method=method).fit(FRAME)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    monkeypatch.setattr("ssl_expr.estimator.FEW_SAMPLES", 40)
+    with warnings.catch_warnings(action="error"): quick(method=method).fit(FRAME)
+    monkeypatch.setattr("ssl_expr.estimator.FEW_SAMPLES", 41)
+    with warnings.catch_warnings(action="error"): model.transform(FRAME)
 
 
 # ---------------------------------------------------------------------------------------------- alignment
@@ -325,12 +383,13 @@ def test_public_tumours_with_gaps_are_embedded():
 
 @pytest.mark.parametrize("data", [FRAME, FRAME.to_numpy(), as_anndata()])
 def test_a_loaded_model_gives_the_same_bits_and_knows_the_same(tmp_path, data):
-    model = quick(random_state=np.random.RandomState(0), objective_settings={"temperature": 0.5}).fit(data)
+    model = quick(random_state=np.random.RandomState(0), objective_settings={"agreement": 0.5}).fit(data)
     model.save(tmp_path/"new"/"model")
     again = SSLEncoder.load(tmp_path/"new"/"model")
     assert np.array_equal(again.transform(data), model.transform(data))
     assert again.get_params() == model.get_params() | {"random_state": None}
     assert again.units_ == model.units_ and again.n_samples_ == 40 and again.n_features_in_ == 17
+    assert again.recipe_ == model.recipe_
     assert hasattr(again, "feature_names_in_") == hasattr(model, "feature_names_in_")
     pd.testing.assert_frame_equal(again.history_, model.history_, check_exact=True)
     again.save(tmp_path/"copy")
@@ -352,9 +411,10 @@ def test_a_loaded_model_works_in_a_new_process(tmp_path):
 def test_the_json_tells_what_the_model_is(tmp_path):
     quick().fit(as_anndata()).save(tmp_path)
     card = json.loads((tmp_path/"model.json").read_text())
-    assert card["genes"] == GENES and card["settings"]["method"] == "scarf"
+    assert card["genes"] == GENES and card["settings"]["method"] == "unmixing"
     trained = card["trained"]
     assert (trained["samples"], trained["genes"], trained["units"]) == (40, 17, "log2(TPM+1)")
+    assert trained["recipe"]["agreement"] == 0.2 and trained["recipe"]["schedule"] == "one-cycle"
     assert trained["steps"] == ["ZScore"] and trained["last epoch"]["epoch"] == 2 and "torch" in card["versions"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
@@ -407,3 +467,63 @@ def test_files_of_two_models_cannot_be_mixed(tmp_path):
 def test_a_model_that_is_not_fitted_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="not fitted"): quick().save(tmp_path/"m")
     assert not (tmp_path/"m").exists()
+
+
+def test_a_model_saved_before_recipes_were_kept_is_read_and_saved_again(tmp_path):
+    model = quick(method="scarf", depth=2, dropout=0.2).fit(FRAME)
+    model.save(tmp_path/"old")
+    break_json(lambda card: card["trained"].pop("recipe"))(tmp_path/"old")
+    old = SSLEncoder.load(tmp_path/"old")
+    assert old.recipe_ is None and np.array_equal(old.transform(FRAME), model.transform(FRAME))
+    old.save(tmp_path/"new")
+    assert np.array_equal(SSLEncoder.load(tmp_path/"new").transform(FRAME), model.transform(FRAME))
+
+
+# ---------------------------------------------------------------------------------------------- models of the package
+
+PACKAGED = Path(ssl_expr.estimator.__file__).parent/"models"/"tcga-mirna"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> SSLEncoder: return pretrained()
+
+
+def counts_for(model: SSLEncoder) -> anndata.AnnData:
+    "Made-up counts of five samples, for the genes of a model that was trained on counts."
+    rates = np.tile(2**model.scaler_.mean_ - 1, (5, 1))
+    return anndata.AnnData(pd.DataFrame(np.random.default_rng(0).poisson(rates).astype("float32"),
+                                        columns=model.feature_names_in_), uns={"units": "counts"})
+
+
+def test_the_model_of_the_package_finds_its_genes_by_name(shipped):
+    adata = counts_for(shipped)
+    want = shipped.transform(adata)
+    assert want.shape == (5, shipped.recipe_["width"]) and np.isfinite(want).all() and want.std(0).max() > 0
+    assert np.array_equal(shipped.transform(adata[:, ::-1].copy()), want)
+    quiet = np.sort(np.argsort(adata.X.sum(0), kind="stable")[30:])  # without the genes that have fewest reads
+    with pytest.warns(UserWarning, match=f"{len(quiet)} of {adata.n_vars} genes found"):
+        fewer = shipped.transform(adata[:, quiet[::-1]].copy())
+    assert not np.array_equal(fewer, want) and np.corrcoef(fewer.ravel(), want.ravel())[0, 1] > 0.9
+
+
+def test_a_corrupt_copy_of_the_model_of_the_package_is_refused(tmp_path):
+    for name in ("model.json", "model.safetensors"): shutil.copy(PACKAGED/name, tmp_path)
+    content = bytearray((tmp_path/"model.safetensors").read_bytes())
+    content[-1000] ^= 1
+    (tmp_path/"model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"): SSLEncoder.load(tmp_path)
+    shutil.copy(PACKAGED/"model.safetensors", tmp_path)
+    break_json(lambda card: card.update(sha256="0"*64))(tmp_path)
+    with pytest.raises(ValueError, match="belong to different models"): SSLEncoder.load(tmp_path)
+
+
+def test_the_model_card_says_what_the_model_says(shipped):
+    card = (PACKAGED/"README.md").read_text(encoding="utf-8")
+    assert json.loads((PACKAGED/"model.json").read_text())["sha256"] in card
+    for number in (shipped.n_samples_, shipped.n_features_in_): assert f"{number:,}" in card
+    for name, value in shipped.recipe_.items(): assert f"| {name} | {value} |" in card, name
+
+
+@pytest.mark.parametrize("name", ["tcga-mrna", "", "../models/tcga-mirna", "TCGA-miRNA"])
+def test_a_model_that_does_not_come_with_the_package_is_answered_with_those_that_do(name):
+    with pytest.raises(ValueError, match="comes with ssl_expr: use 'tcga-mirna'"): pretrained(name)

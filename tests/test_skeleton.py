@@ -53,6 +53,15 @@ def test_the_citation_names_the_version(settings):
     assert yaml.safe_load((REPOSITORY/"CITATION.cff").read_text(encoding="utf-8"))["version"] == settings["version"]
 
 
+def test_the_data_and_models_of_the_package_are_installed_with_it(tmp_path):
+    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path,
+                    "build_py", "--build-lib", tmp_path/"built"], cwd=REPOSITORY, check=True, capture_output=True)
+    for folder in ("datasets", "models"):
+        for path in (REPOSITORY/"ssl_expr"/folder).rglob("[!.]*.*"):
+            installed = tmp_path/"built"/path.relative_to(REPOSITORY)
+            assert installed.read_bytes() == path.read_bytes(), f"setup.py leaves out {path.name}"
+
+
 def test_readme_maps_every_figure_notebook():
     assert set(re.findall(r"\]\(nbs/figures/(\w+)\.ipynb\)", README)) == set(figures())
 
