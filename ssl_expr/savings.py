@@ -170,22 +170,26 @@ def with_best(
     return Resamples(points, *(np.concatenate([values, values[chosen]]) for values in (drawn.mean, drawn.draws)))
 
 # %% ../nbs/57_savings.ipynb #needed-05
-def _needed(
+def _bounds(
     drawn: Resamples,
     at: np.ndarray, # positions of one curve, by fraction
     metric: str,
     level: float,
-) -> tuple[np.ndarray, np.ndarray]: # (F,) numbers of labels tried, (1 + n_resamples,) needed: by the mean, then drawn
-    "Labels at which a curve first stands at `level`; infinite where never."
+) -> tuple[np.ndarray, np.ndarray]: # (1 + n_resamples,) least and most, by the mean curve, then by those drawn
+    "Labels at which a curve first stands at `level`; below the smallest number tried and above the largest, bounds."
     if metric not in METRICS or METRICS.index(metric) not in HIGHER_IS_BETTER:
         raise ValueError(f"labels are counted for a score that rises, got {metric!r}: "
                          f"choose one of {', '.join(METRICS[m] for m in HIGHER_IS_BETTER)}")
     m, labels = METRICS.index(metric), drawn.points["n_labels"].to_numpy(float)[at]
     curves = np.vstack([drawn.mean[at, m], drawn.draws[at, :, m].T])
-    return labels, first_reached(labels, curves, np.full(len(curves), level))
+    needed = first_reached(labels, curves, np.full(len(curves), level))
+    return np.where(needed > labels[0], needed.clip(max=labels[-1]), 0), needed
 
-def _ends(least: np.ndarray, most: np.ndarray) -> tuple[float, float]:
-    "The middle 95 % of the resamples, whose values may be known by bounds only."
+def _ends(
+    least: np.ndarray, # (n_resamples,)
+    most: np.ndarray,  # (n_resamples,)
+) -> tuple[float, float]:
+    "The middle 95 % of values that are known by bounds."
     return (float(np.quantile(least, 0.025, method="inverted_cdf")),
             float(np.quantile(most, 0.975, method="inverted_cdf")))
 
@@ -198,9 +202,8 @@ def labels_needed(
     rows = []
     for key, curve in drawn.points.groupby(["protocol", "arm", "mode"], sort=True):
         for level in levels:
-            labels, needed = _needed(drawn, curve.index.to_numpy(), metric, level)
-            low, high = _ends(needed[1:], needed[1:])
-            rows.append([*key, level, needed[0], low, high, needed[0] <= labels[0]])
+            least, most = _bounds(drawn, curve.index.to_numpy(), metric, level)
+            rows.append([*key, level, most[0], *_ends(most[1:], most[1:]), least[0] == 0])
     columns = ["protocol", "arm", "mode", "level", "labels", "low", "high", "at_most"]
     return pd.DataFrame(rows, columns=columns).replace(np.inf, np.nan)
 
@@ -215,13 +218,11 @@ def times_fewer(
     rows = []
     for key, ours, theirs in _pairs_of_curves(drawn, reference):
         for level in levels:
-            (labels, few), (known, many) = (_needed(drawn, at, metric, level) for at in (ours, theirs))
-            at_least, at_most = (few <= labels[0]) | np.isinf(many), (many <= known[0]) | np.isinf(few)
-            factor = many.clip(max=known[-1])/few.clip(max=labels[-1])
-            low, high = _ends(np.where(at_most, 0, factor)[1:], np.where(at_least, np.inf, factor)[1:])
-            rows.append(key | dict(
-                reference=reference, level=level, factor=np.nan if at_least[0] and at_most[0] else factor[0],
-                low=low or np.nan, high=high if np.isfinite(high) else np.nan,
-                at_least=at_least[0], at_most=at_most[0]))
+            (least, most), (their_least, their_most) = (_bounds(drawn, at, metric, level) for at in (ours, theirs))
+            with np.errstate(divide="ignore"): lower, upper = their_least/most, their_most/least
+            (low, high), at_least, at_most = _ends(lower[1:], upper[1:]), np.isinf(upper[0]), lower[0] == 0
+            factor = lower[0] if at_least else upper[0]
+            rows.append(key | dict(reference=reference, level=level, factor=factor or np.nan, low=low or np.nan,
+                                   high=high, at_least=at_least, at_most=at_most))
     columns = ["protocol", "arm", "mode", "reference", "level", "factor", "low", "high", "at_least", "at_most"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).replace(np.inf, np.nan)

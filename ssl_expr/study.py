@@ -41,7 +41,7 @@ DEFAULTS:dict[str, Any] = dict(
     grid={},                         # depths, widths and dropouts of Table S4
     phenotypes={},                   # splits, arms and outcomes beyond the label
     parts={},                        # name -> what a further comparison does otherwise: see `lay_over`
-    labels_needed=False,             # True: labels needed, by every arm and by the best simple model: see `collect.best`
+    labels_needed=False,             # True: labels needed, beside the best simple model: see `collect.best`
     keep=False,                      # True: results are kept beside the tables and committed: see `keep`
 )
 WHOLE = ("parts", "labels_needed", "keep")  # said once for all parts
