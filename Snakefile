@@ -123,7 +123,8 @@ for collection in MADE:
                 (part, run.arm) for part in parts_in(collection, PLAN)
                 for run in PLAN.of(*COLLECTIONS[collection].experiments, part=part)})),
             compared=json.dumps([[PLAN.parts[part][key] for key in ("replacement_arms", "baselines", "against")]
-                                 for part in parts_in(collection, PLAN)] if collection in ("curves", "shortcuts") else []),
+                                 for part in parts_in(collection, PLAN)]
+                                if collection in ("curves", "best", "shortcuts") else []),
         threads: 1
         resources:
             **request(),

@@ -191,14 +191,14 @@ def differences(
 ) -> pd.DataFrame: # protocol, arm, mode, reference, metric, fraction, n_labels, difference, low, high, verdict
     "Score minus the reference's score with a paired 95 % interval, and the verdict: better, worse or tie."
     drawn = predictions if isinstance(predictions, Resamples) else resample(predictions, n_resamples, seed)
+    columns = ["protocol", "arm", "mode", "reference", "metric", "fraction", "n_labels", "difference", "low", "high"]
     tables = []
     for reference in references:
         ours, theirs = against(drawn, reference)
         low, high = interval(drawn.draws[ours] - drawn.draws[theirs])
         keys = drawn.points.loc[ours, ["protocol", "arm", "mode", "fraction", "n_labels"]].assign(reference=reference)
         tables.append(_long(keys, difference=drawn.mean[ours] - drawn.mean[theirs], low=low, high=high))
-    table = pd.concat(tables, ignore_index=True)
-    columns = ["protocol", "arm", "mode", "reference", "metric", "fraction", "n_labels", "difference", "low", "high"]
+    table = pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
     return table.assign(verdict=verdicts(table)).reindex(columns=[*columns, "verdict"])
 
 # %% ../nbs/55_evaluate.ipynb #cell-30

@@ -35,12 +35,13 @@ from PIL import Image
 from .evaluate import OVER_SCRATCH  # noqa: F401  figure notebooks use it
 from .metrics import LOWER_IS_BETTER
 from .run import provenance
-from .savings import mean_along
+from .savings import BEST, mean_along
 from .files import atomic, read_json
 
 # %% ../nbs/70_report.ipynb #cell-05
 SINGLE, DOUBLE = 3.3, 6.9   # inches: one journal column, two journal columns
 ARMS = {   # label, colour, marker; in the reading order of every legend and every table
+    "unmixing": ("un-mixing", "#7A0177", "P"),
     "scarf": ("SCARF", "#D55E00", "o"),
     "scarf-30": ("SCARF, 30 epochs", "#F0A882", "1"),
     "scarf-short": ("SCARF, 100 epochs", "#8F3B1B", ">"),
@@ -53,13 +54,14 @@ ARMS = {   # label, colour, marker; in the reading order of every legend and eve
     "scarf-marginal": ("SCARF, marginal", "#E69F00", "v"),
     "scratch": ("from scratch", "#000000", "D"),
     "scratch-fast": ("from scratch, rate 0.001", "#4D4D4D", "*"),
+    BEST: (BEST, "#555555", "X"),
     "logistic-genes": ("logistic, genes", "#CC79A7", "x"),
     "logistic-pca": ("PCA + logistic", "#56B4E9", "+"),
     "boosted-trees": ("boosted trees", "#7F7F7F", "p"),
     "pca": ("PCA", "#0A7C9E", "h"),
 }
 SPARE_COLOURS = ["#882255", "#999933", "#01665E", "#F781BF", "#7B3294"]
-SPARE_MARKERS = ["8", "H", "X", "P", "2"]
+SPARE_MARKERS = ["8", "H", "|", ".", "2"]
 
 # %% ../nbs/70_report.ipynb #cell-07
 class ByArm(dict):

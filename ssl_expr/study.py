@@ -43,9 +43,10 @@ DEFAULTS:dict[str, Any] = dict(
     grid={},                         # depths, widths and dropouts of Table S4
     phenotypes={},                   # splits, arms and outcomes beyond the label
     parts={},                        # name -> what a further comparison does otherwise: see `lay_over`
+    labels_needed=False,             # True: labels needed, beside the best simple model: see `collect.best`
     keep=False,                      # True: results are kept beside the tables and committed: see `keep`
 )
-WHOLE = ("parts", "keep")            # said once for all parts
+WHOLE = ("parts", "labels_needed", "keep")  # said once for all parts
 PART = {key: value for key, value in DEFAULTS.items() if key not in WHOLE} | dict(against="")  # a part to compare with
 
 def profiles()->list[str]:
@@ -398,11 +399,14 @@ class Collection(NamedTuple):
     tables: tuple[str, ...]
     experiments: tuple[str, ...]  # whose runs it reads; none: it tells of the profile only
     compared: bool = False        # made of parts with `against` only, and reads the runs of both
+    asked: str = ""               # key of the profile that asks for it; none: wherever there are runs
 
 COLLECTIONS = dict(
     curves=Collection(("label_curve", "difference", "labels_saved", "gains", "replacement", "protocols",
                        "protocol_change", "protocol_change_means", "kept_epochs"),
                       ("label_curve", "linear_probe", "baselines")),
+    best=Collection(("over_best", "labels_needed"),
+                    ("label_curve", "linear_probe", "baselines"), asked="labels_needed"),
     shortcuts=Collection(("shortcuts", "shortcut_means"), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
     pretraining_sizes=Collection(("pretraining_size", "pretraining_size_difference"), ("pretraining_sizes",)),
@@ -420,7 +424,8 @@ def parts_in(
     plan:Plan,
 )->list[str]:
     "The parts that have rows in the tables of a collection."
-    _, experiments, compared = COLLECTIONS[collection]
+    _, experiments, compared, asked = COLLECTIONS[collection]
+    if asked and not plan.profile[asked]: return []
     if not experiments: return ["main"]
     return [part for part, own in plan.parts.items()
             if plan.of(*experiments, part=part) and (own["against"] or not compared)]
@@ -430,7 +435,7 @@ def runs_behind(
     plan:Plan,
 )->list[PlannedRun]:
     "The runs that the tables of a collection are made of, each once."
-    _, experiments, compared = COLLECTIONS[collection]
+    _, experiments, compared, _ = COLLECTIONS[collection]
     chosen = parts_in(collection, plan)
     if compared: chosen += [plan.parts[part]["against"] for part in chosen]
     targets = {run.target for part in chosen for run in plan.of(*experiments, part=part)}

@@ -9,7 +9,18 @@ from test_metrics import brute_force_calibration_error
 
 from ssl_expr.evaluate import Resamples, _draw, differences, label_curves, paired_difference, resample, scores
 from ssl_expr.metrics import LOWER_IS_BETTER, METRICS, score_samples, write_scores
-from ssl_expr.savings import gain_area, gain_areas, labels_saved, labels_saved_interval, saved
+from ssl_expr.savings import (
+    BEST,
+    gain_area,
+    gain_areas,
+    labels_needed,
+    labels_saved,
+    labels_saved_interval,
+    leaders,
+    saved,
+    times_fewer,
+    with_best,
+)
 
 C = 3
 
@@ -335,6 +346,106 @@ def test_labels_are_saved_not_shares_which_are_rounded_up():
     drawn.points["n_labels"] = [44, 60, 80, 100]*2          # of shares 0.1, 0.2, 0.6 and 1
     found = saved(drawn).query("metric == 'accuracy' and target == 'best'")
     np.testing.assert_allclose(found[["saved", "low", "high"]], 0.56)
+
+
+def test_the_best_simple_model_is_at_every_share_the_baseline_with_the_highest_mean():
+    baselines = ["genes", "pca", "trees"]
+    def skill(arm, fraction, hard, rng):
+        level = {"scarf": 2.0, "genes": fraction, "pca": 0.5, "trees": 0.4}[arm]   # pca leads, then genes
+        return hard + 0.1*rng.normal(size=len(hard)) < level
+    frame = predictions_of(skill, arms=("scarf", *baselines), fractions=(0.1, 1.0), n_splits=2, n_repeats=2)
+    frame["mode"] = np.where(frame["arm"].isin(baselines), "baseline", "self-training")
+    drawn = resample(pd.concat([frame, frame.assign(protocol="paper")]), n_resamples=50)
+    both, balanced = with_best(drawn, baselines), METRICS.index("balanced_accuracy")
+    assert both.points["arm"].iloc[leaders(drawn, baselines)].tolist() == ["pca", "genes"]*2
+    added = both.points.index[both.points["arm"] == BEST]
+    assert len(added) == 4 and set(both.points.loc[added, "mode"]) == {"baseline"}
+    for k in added:
+        here = (drawn.points[["protocol", "fraction"]] == both.points.loc[k, ["protocol", "fraction"]]).all(axis=1)
+        rivals = drawn.points.index[here & drawn.points["arm"].isin(baselines)]
+        chosen = rivals[drawn.mean[rivals, balanced].argmax()]
+        assert (both.mean[k] == drawn.mean[chosen]).all() and (both.draws[k] == drawn.draws[chosen]).all()
+    assert (both.mean[:len(drawn.mean)] == drawn.mean).all(), "the other arms are as they were"
+    with pytest.raises(ValueError, match="no baseline scarf has predictions: choose among genes, pca, trees"):
+        with_best(drawn, ["scarf", "pca"])
+
+
+def slow_bounds(labels, curve, level):
+    """Between which numbers of labels a curve first stands at a level, walked along its straight lines."""
+    if curve[0] >= level: return 0, labels[0]
+    for i in range(1, len(curve)):
+        if curve[i] >= level:
+            exact = np.interp(level, curve[i - 1:i + 1], labels[i - 1:i + 1])
+            return exact, exact
+    return labels[-1], np.inf
+
+
+def slow_end(values, rank):
+    """The value of this rank from below (from above, if negative); open ends are NaN."""
+    value = sorted(values)[rank]
+    return value if 0 < value < np.inf else np.nan
+
+
+def noisy_curves(n=200, seed=0):
+    """Rising curves with luck: of one another, of a level and of where they end; the reference has two modes."""
+    rng, labels = np.random.default_rng(seed), np.array([10, 25, 60, 150])
+    keys = [("ours", "frozen"), ("ours", "unfrozen"), ("low", "frozen"), ("best", "frozen"), ("best", "unfrozen")]
+    height = np.array([0.05, 0.1, -0.1, -0.2, 0])[:, None] + [0.5, 0.65, 0.75, 0.8]
+    points = pd.DataFrame([dict(protocol="strict", arm=arm, mode=mode, fraction=n/150, n_labels=n, n_splits=1,
+                                n_repeats=1, n_test=9) for arm, mode in keys for n in labels])
+    luck = 0.04*rng.normal(size=(1, n, 1)) + 0.03*rng.normal(size=(len(points), n, 1))
+    mean = np.repeat(height.ravel()[:, None], len(METRICS), axis=1)
+    return Resamples(points, mean, mean[:, None] + luck), labels
+
+
+LEVELS = (0.3, 0.45, 0.52, 0.6, 0.7, 0.79, 0.86, 0.99)
+
+
+def test_labels_needed_are_those_of_a_slow_walk_along_every_resampled_curve():
+    drawn, labels = noisy_curves()
+    table = labels_needed(drawn, LEVELS, "macro_f1").set_index(["arm", "mode", "level"])
+    assert len(table) == 5*len(LEVELS)
+    for (arm, mode), rows in drawn.points.groupby(["arm", "mode"]):
+        for level in LEVELS:
+            found = table.loc[(arm, mode, level)]
+            least, most = slow_bounds(labels, drawn.mean[rows.index, 2], level)
+            draws = [slow_bounds(labels, curve, level)[1] for curve in drawn.draws[rows.index, :, 2].T]
+            want = [most if most < np.inf else np.nan, slow_end(draws, 4), slow_end(draws, -6)]  # of 200
+            np.testing.assert_allclose(found[["labels", "low", "high"]].astype(float), want, rtol=1e-9)
+            assert found["at_most"] == (least == 0)
+    assert table["at_most"].any() and table["labels"].isna().any() and table["high"].notna().any()
+
+
+def test_times_fewer_lies_between_the_bounds_of_a_slow_walk_in_every_resample():
+    drawn, labels = noisy_curves()
+    table = times_fewer(drawn, "best", LEVELS, "macro_f1").set_index(["arm", "mode", "level"])
+    reference = drawn.points.query("arm == 'best' and mode == 'unfrozen'").index   # as in `against`
+    assert len(table) == 4*len(LEVELS) and ("best", "frozen") in table.index.droplevel("level")
+    def between(ours, theirs): return theirs[0]/ours[1], theirs[1]/ours[0] if ours[0] else np.inf
+    for (*curve, level), found in table.iterrows():
+        rows = drawn.points.index[(drawn.points[["arm", "mode"]] == curve).all(axis=1)]
+        def of(curves, rows=rows, level=level):
+            return between(*(slow_bounds(labels, curves[at], level) for at in (rows, reference)))
+        lower, upper = of(drawn.mean[:, 2])
+        draws = [of(drawn.draws[:, b, 2]) for b in range(200)]
+        assert (found["at_least"], found["at_most"]) == (upper == np.inf, lower == 0)
+        want = np.nan if upper == np.inf and not lower else upper if upper < np.inf else lower
+        ends = slow_end([low for low, _ in draws], 4), slow_end([high for _, high in draws], -6)
+        np.testing.assert_allclose(found[["factor", "low", "high"]].astype(float), [want, *ends], rtol=1e-9)
+    kinds = set(table[["at_least", "at_most"]].itertuples(index=False, name=None))
+    assert len(kinds) == 4, "a number, a bound from either side, and nothing at all should all occur"
+
+
+def test_no_interval_of_a_factor_ends_above_1_for_a_level_below_both_curves():
+    """Both start above it: ours may need as few labels as theirs, or more."""
+    drawn = by_hand({("ours", "frozen"): [0.8, 0.9, 0.9, 0.9], ("genes", "baseline"): [0.7, 0.7, 0.7, 0.9]})
+    found = times_fewer(drawn, "genes", [0.5]).iloc[0]
+    assert found[["factor", "low", "high"]].isna().all() and found["at_least"] and found["at_most"]
+
+
+def test_labels_are_not_counted_for_a_score_that_falls():
+    with pytest.raises(ValueError, match="a score that rises, got 'log_loss': choose one of accuracy"):
+        labels_needed(noisy_curves()[0], [0.5], "log_loss")
 
 
 def test_an_arm_equal_to_scratch_saves_nothing_and_gains_nothing():

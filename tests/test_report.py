@@ -175,9 +175,10 @@ def as_seen(colour, vision):
     return np.array([116*y, 500*(x - y), 200*(y - z)])
 
 
+@pytest.mark.parametrize("together", [["scarf", "vime", "byol", "byol-200", "scratch", *report.LINEAR],
+                                      ["unmixing", "scarf", "vime", "byol", report.BEST]], ids=["curves", "best"])
 @pytest.mark.parametrize("vision", ["normal", "deutan", "protan"])
-def test_arms_drawn_together_stay_apart_for_every_eye(vision):
-    together = ["scarf", "vime", "byol", "byol-200", "scratch", *report.LINEAR]
+def test_arms_drawn_together_stay_apart_for_every_eye(vision, together):
     seen = {arm: as_seen(report.COLOURS[arm], vision) for arm in together}
     gaps = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a in seen for b in seen if a < b}
     assert min(gaps.values()) > 15, min(gaps, key=gaps.get)
@@ -559,6 +560,59 @@ def test_a_profile_without_other_parts_and_with_one_protocol_still_has_every_fig
     captions = {name: draw(name, tmp_path/"data", tmp_path)[0] for name in NEW if name != "table_metrics"}
     assert "takes no shortcut on its own. This profile runs one protocol only." in captions["table_shortcuts"]
     assert "mRNA, subtype (500) lie below" in captions["fig_datasets"]
+
+
+def draw_needed(folder, worth=made_up.WORTH, change=None):
+    "The figure of labels needed, of a study where a label is worth so many to each arm; its words, too."
+    tables = made_up.against_the_best(worth)
+    if change: change(tables["labels_needed"])
+    made_up.write(folder/"data", tables, parts={})
+    caption, numbers = draw("fig_labels_needed", folder/"data", folder)
+    words = [text.get_text() for text in plt.gcf().axes[1].texts]
+    plt.close("all")
+    return tables, caption, numbers, words
+
+
+def test_labels_needed_are_drawn_beside_the_best_simple_model_and_the_best_read_out_of_each_method(tmp_path):
+    tables, caption, numbers, words = draw_needed(tmp_path)
+    curves = numbers[numbers["panel"] == "score"]
+    assert set(curves.groupby("arm")["mode"].first().items()) == {
+        ("unmixing", "self-training"), ("scarf", "self-training"), ("vime", "linear probe"),
+        ("byol", "linear probe"), (report.BEST, "baseline")}
+    simple = tables["label_curve"].query("mode == 'baseline' and metric == 'balanced_accuracy'")
+    np.testing.assert_allclose(curves.query("arm == @report.BEST")["mean"], simple.groupby("fraction")["mean"].max(),
+                               rtol=1e-5)
+    needed = numbers[numbers["panel"] == "labels needed"]
+    assert needed["level"].nunique() == 4 and len(needed) == 4*5
+    for row, said in zip(needed.query("arm == 'unmixing'").sort_values("level", ascending=False).itertuples(), words,
+                         strict=True):
+        assert f"{row.factor:.1f} times fewer" in said and said.startswith("at least") == row.factor_at_least
+        if row.factor_low == row.factor_low: assert f"({row.factor_low:.1f} to " in said
+    assert "of 3 with the highest mean there" in caption and "picked by the test patients" in caption
+    assert "SCARF: self-training, VIME: linear probe" in caption and "2 splits and 2 repeats each" in caption
+    assert "un-mixing is better at" in caption
+
+
+def test_a_recipe_that_needs_more_labels_is_told_so_and_needs_no_method_of_the_paper(tmp_path):
+    def sure(needed):
+        needed.loc[:, ["factor", "factor_low", "factor_high"]] = 0.5, 0.4, 0.8
+        needed.loc[:, ["factor_at_least", "factor_at_most"]] = False, True
+    worth = {key: times for key, times in made_up.WORTH.items() if key[0] not in ("scarf", "vime", "byol")}
+    _, caption, numbers, words = draw_needed(tmp_path, worth, sure)
+    assert set(words) == {"at least 2.0 times more (1.2 to 2.5)"}   # 1/0.5, 1/0.8 and 1/0.4
+    assert "methods of the paper" not in caption and set(numbers["arm"]) == {"unmixing", report.BEST}
+
+
+def test_without_a_known_factor_the_labels_needed_are_left_out(tmp_path):
+    def unknown(needed): needed["factor"] = np.nan
+    _, _, numbers, words = draw_needed(tmp_path, change=unknown)
+    assert words == [] and "labels needed" not in set(numbers["panel"]) and "score" in set(numbers["panel"])
+
+
+def test_a_study_without_the_recipe_is_refused_in_one_sentence(tmp_path):
+    worth = {key: times for key, times in made_up.WORTH.items() if key != ("unmixing", "self-training")}
+    with pytest.raises(ValueError, match="There is no self-training of 'unmixing' in .*: choose another arm"):
+        draw_needed(tmp_path, worth)
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(labelled_share=0.5, disjoint_pretraining=True)])

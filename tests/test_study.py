@@ -433,6 +433,75 @@ def test_one_protocol_alone_leaves_an_empty_table_of_changes():
     assert all(table.empty and {"arm", "difference", "verdict"} <= set(table) for table in tables.values())
 
 
+# -------------------------------------------------------------------- against the best simple model, labels needed
+
+def collected(monkeypatch, name, modes, baselines=(), aside=()):
+    "Tables of a collection, of one part whose arms have the given modes."
+    rates = {arm: 0.6 + 0.04*i for i, arm in enumerate([*modes, *baselines])}
+    every = accuracies("strict", 0, rates).assign(epochs=0)
+    called = [every[every["arm"] == arm].assign(mode=mode) for arm in modes for mode in modes[arm]]
+    simple = every[every["arm"].isin(baselines)].assign(mode="baseline")
+    monkeypatch.setattr(collect, "predictions_of", lambda plan, runs: pd.concat([*called, simple], ignore_index=True))
+    arms = {arm: {} if arm == "scratch" else dict(method="scarf") for arm in modes}
+    own = dict(arms=arms, baselines=[*baselines], replacement_arms=[*aside], fine_tuning={})
+    run = PlannedRun("linear_probe", "a", {}, ("prepared",), protocol="strict")
+    plan = SimpleNamespace(parts=dict(main=own), runs=dict(prepared=run),
+                           record=lambda run: dict(facts=dict(rows=dict(pretrain=900))))
+    return collect.COLLECTORS[name](plan, [run])
+
+
+READ = {"unmixing": ["linear probe", "self-training"], "scarf": ["linear probe"]}
+
+
+@pytest.mark.parametrize("baselines", [["logistic-genes", "trees"], ["trees"], []])
+def test_a_part_without_the_network_from_scratch_has_every_table_of_curves(monkeypatch, tmp_path, baselines):
+    tables = collected(monkeypatch, "curves", READ, baselines)
+    assert set(tables) == set(study.COLLECTIONS["curves"].tables)
+    for name, table in tables.items():
+        table.to_csv(tmp_path/f"{name}.csv", index=False)
+        assert {"arm", "mode"} <= set(pd.read_csv(tmp_path/f"{name}.csv")), "a figure could not read it"
+    assert set(tables["label_curve"]["arm"]) == {*READ, *baselines} and len(tables["gains"])
+    assert tables["replacement"].empty and tables["kept_epochs"].empty
+    assert set(tables["difference"]["reference"]) == {*baselines}
+    assert set(tables["labels_saved"]["reference"]) == {*baselines} & {"logistic-genes"}
+
+
+def test_the_network_from_scratch_still_stands_beside_replacements(monkeypatch):
+    modes = {arm: ["unfrozen"] for arm in ("scratch", "scarf", "scarf-marginal")}
+    tables = collected(monkeypatch, "curves", modes, aside=["scarf-marginal"])
+    assert set(tables["replacement"]["arm"]) == {*modes} and "scarf-marginal" in set(tables["gains"]["arm"])
+    assert set(tables["label_curve"]["arm"]) == {"scratch", "scarf"}
+
+
+def test_every_arm_and_mode_is_set_beside_the_best_simple_model(monkeypatch):
+    tables = collected(monkeypatch, "best", READ, ["logistic-genes", "trees"])
+    over, needed = (tables[name] for name in study.COLLECTIONS["best"].tables)
+    assert list(over) == [*collected(monkeypatch, "curves", READ, ["trees"])["difference"], "best"]
+    assert set(over["best"]) == {"trees"}, "the highest rate"
+    at = over.query("metric == 'balanced_accuracy' and fraction == 1").set_index(["arm", "mode"])["difference"]
+    assert at.round(6).to_dict() == {("unmixing", "linear probe"): -0.12, ("unmixing", "self-training"): -0.12,
+                                     ("scarf", "linear probe"): -0.08}
+    assert len(needed) == 6*len(collect.LEVELS) and needed["arm"].nunique() == 5   # with the best itself
+    itself = needed[needed["arm"] == "best simple model"]
+    assert itself["factor"].isna().all() and not itself["factor_at_least"].any()
+    assert set(needed["at_most"]) | set(needed["factor_at_most"]) <= {True, False}
+    row = needed.query("arm == 'scarf' and level == 0.7").iloc[0]
+    assert np.isnan(row["labels"]) and row["factor_at_most"] and row["factor"] == 1   # 0.64 never, 0.72 at once
+
+
+def test_a_part_without_simple_models_has_no_best_of_them(monkeypatch):
+    tables, full = (collected(monkeypatch, "best", READ, simple) for simple in ([], ["trees"]))
+    for name, table in tables.items(): assert table.empty and list(table) == list(full[name]), name
+
+
+def test_labels_needed_are_counted_only_where_a_profile_asks_for_them():
+    drawn = {asked: Plan("x", TOP | dict(labels_needed=asked, baselines=["logistic-genes"])) for asked in (True, False)}
+    assert [("best" in collections(plan), "fig_labels_needed" in figures(plan)) for plan in drawn.values()] == [
+        (True, True), (False, False)]
+    for profile in ("quick", "study"): assert "best" not in collections(Plan(profile, read_profile(profile)))
+    with pytest.raises(ValueError, match="no key 'labels_needed'"): with_parts(few=dict(labels_needed=True))
+
+
 # ------------------------------------------------------------------------------------- an unfinished study
 
 @pytest.mark.parametrize("missing, splits, unfinished", [
