@@ -145,6 +145,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ssl_expr.collect.predictions_of': ('collect.html#predictions_of', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.pretraining_sizes': ('collect.html#pretraining_sizes', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.protocol_changes': ('collect.html#protocol_changes', 'ssl_expr/collect.py'),
+                                  'ssl_expr.collect.search': ('collect.html#search', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.settings': ('collect.html#settings', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.shortcuts': ('collect.html#shortcuts', 'ssl_expr/collect.py'),
                                   'ssl_expr.collect.smaller': ('collect.html#smaller', 'ssl_expr/collect.py'),

@@ -43,10 +43,11 @@ DEFAULTS:dict[str, Any] = dict(
     grid={},                         # depths, widths and dropouts of Table S4
     phenotypes={},                   # splits, arms and outcomes beyond the label
     parts={},                        # name -> what a further comparison does otherwise: see `lay_over`
+    search="",                       # arm that all others vary: see `collect.search`
     labels_needed=False,             # True: labels needed, beside the best simple model: see `collect.best`
     keep=False,                      # True: results are kept beside the tables and committed: see `keep`
 )
-WHOLE = ("parts", "labels_needed", "keep")  # said once for all parts
+WHOLE = ("parts", "search", "labels_needed", "keep")  # said once for all parts
 PART = {key: value for key, value in DEFAULTS.items() if key not in WHOLE} | dict(against="")  # a part to compare with
 
 def profiles()->list[str]:
@@ -407,6 +408,7 @@ COLLECTIONS = dict(
                       ("label_curve", "linear_probe", "baselines")),
     best=Collection(("over_best", "labels_needed"),
                     ("label_curve", "linear_probe", "baselines"), asked="labels_needed"),
+    search=Collection(("search",), ("linear_probe", "baselines"), asked="search"),
     shortcuts=Collection(("shortcuts", "shortcut_means"), ("label_curve", "baselines"), compared=True),
     architectures=Collection(("architecture", "spectra"), ("architectures",)),
     pretraining_sizes=Collection(("pretraining_size", "pretraining_size_difference"), ("pretraining_sizes",)),

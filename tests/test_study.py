@@ -494,6 +494,29 @@ def test_a_part_without_simple_models_has_no_best_of_them(monkeypatch):
     for name, table in tables.items(): assert table.empty and list(table) == list(full[name]), name
 
 
+def test_a_search_sets_everything_tried_beside_the_arm_that_it_varies_at_few_labels(monkeypatch):
+    rates = {"unmixing": {0.1: 0.8, 1.0: 0.5}, "wider": {0.1: 0.84, 1.0: 0.5}, "logistic-genes": {0.1: 0.6, 1.0: 0.9}}
+    every = pd.concat([accuracies("strict", 0, {arm: by[fraction] for arm, by in rates.items()}).query(
+        "fraction == 1").assign(fraction=fraction, epochs=0) for fraction in (0.1, 1.0)], ignore_index=True)
+    every["mode"] = np.where(every["arm"] == "logistic-genes", "baseline", "linear probe")
+    monkeypatch.setattr(collect, "predictions_of", lambda plan, runs: every)
+    pretrained = [PlannedRun("pretrain", f"{arm}{n}", {}, arm=arm) for arm in ("unmixing", "wider") for n in (1, 2)]
+    minutes = dict(unmixing1=1, unmixing2=2, wider1=4, wider2=4)
+    plan = SimpleNamespace(profile=dict(search="unmixing"), of=lambda *names, part: pretrained,
+                           record=lambda run: dict(cost=dict(cpu_seconds=60*minutes[run.target])))
+    table = collect.search(plan, pretrained)["search"].set_index("arm")
+    assert table["mean"].round(2).to_dict() == {arm: by[0.1] for arm, by in rates.items()}, "few labels only"
+    assert table["difference"].round(6).dropna().to_dict() == {"wider": 0.04}, "under the same read-out only"
+    assert table.loc["wider", "low"] <= 0.04 <= table.loc["wider", "high"]
+    assert table["minutes"].dropna().to_dict() == {"unmixing": 1.5, "wider": 4}
+
+
+def test_only_a_search_makes_the_table_of_what_was_tried():
+    made = {asked: Plan("x", TOP | dict(search=asked, linear_probe=True)) for asked in ("scarf", "")}
+    assert [("search" in collections(plan), "table_search" in figures(plan)) for plan in made.values()] == [
+        (True, True), (False, False)]
+
+
 def test_labels_needed_are_counted_only_where_a_profile_asks_for_them():
     drawn = {asked: Plan("x", TOP | dict(labels_needed=asked, baselines=["logistic-genes"])) for asked in (True, False)}
     assert [("best" in collections(plan), "fig_labels_needed" in figures(plan)) for plan in drawn.values()] == [
