@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPONENTS', 'CLASSIFIERS', 'SETTINGS', 'SEMI_SUPERVISED', 'BASELINES', 'NAME', 'TunedLogistic', 'features',
-           'boosted_trees', 'self_training', 'label_spreading', 'read_baseline', 'make_baseline', 'fit_baseline']
+           'boosted_trees', 'self_training', 'Spreading', 'label_spreading', 'read_baseline', 'make_baseline',
+           'fit_baseline']
 
 # %% ../nbs/50_baselines.ipynb #cell-04
 import re
@@ -87,12 +88,18 @@ def self_training(
     model = LogisticRegression(C=C, class_weight="balanced", max_iter=10_000)
     return SelfTrainingClassifier(model, threshold=threshold, max_iter=rounds)
 
+class Spreading(LabelSpreading):
+    "scikit-learn's label spreading; where no label has come near a sample, every class is as likely."
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        "Probabilities, never NaN."
+        with np.errstate(invalid="ignore"): return np.nan_to_num(super().predict_proba(X), nan=1/len(self.classes_))
+
 def label_spreading(
     neighbours: int = 10,
     alpha: float = 0.2,      # share of a sample's own label that neighbours may change (scikit-learn)
 ) -> BaseEstimator:
     "Labels that spread along a graph of nearest neighbours."
-    return LabelSpreading(kernel="knn", n_neighbors=neighbours, alpha=alpha)
+    return Spreading(kernel="knn", n_neighbors=neighbours, alpha=alpha)
 
 # %% ../nbs/50_baselines.ipynb #new-11981065
 # name -> how it is made; letter of its setting

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARM', 'READOUT', 'BEST', 'TABLES', 'QUESTIONS', 'against_best', 'interval', 'is_it_better', 'share_by_share',
-           'how_many_fewer', 'elsewhere', 'the_others', 'how_measured', 'recommended']
+           'how_many_fewer', 'times_fewer', 'elsewhere', 'the_others', 'how_measured', 'recommended']
 
 # %% ../nbs/88_recommended.ipynb #cell-02
 from typing import Any
@@ -59,19 +59,23 @@ def share_by_share(tables:Tables)->str:
 
 # %% ../nbs/88_recommended.ipynb #cell-15
 def how_many_fewer(tables:Tables)->str:
-    "Labels that the recipe and the best simple model need to reach a level."
-    rows = select(tables, "labels_needed", part="main", arm=ARM, mode=READOUT, metric=METRIC)
-    rows = rows[rows["times_fewer"].notna()]
-    if rows.empty: raise NotRun("no level is reached by both")
-    def times(row:Any)->str:
-        least = "at least " if row.at_least else ""
-        return f"{least}{row.times_fewer:.1f} times ({row.times_low:.1f} to {row.times_high:.1f})"
-    told = pd.DataFrame([{in_words(METRIC): f"{row.level:.2f}", "labels, un-mixing": f"{row.labels:,.0f}",
-                          "labels, best simple model": f"{row.reference_labels:,.0f}", "fewer": times(row)}
-                         for row in rows.itertuples()])
-    return "**How many labels does it save, against the best simple model?**\n\n" + markdown_table(told)
+    "Labels that the recipe and the best simple model need to reach a level, and how many times fewer those are."
+    ours = select(tables, "labels_needed", part="main", arm=ARM, mode=READOUT).set_index("level")
+    theirs = select(tables, "labels_needed", part="main", arm=BEST).set_index("level")["labels"]
+    rows = [{in_words(METRIC): f"{level:.2f}", "labels, un-mixing": f"{row['labels']:,.0f}",
+             "labels, best simple model": f"{theirs[level]:,.0f}", "times fewer": times_fewer(row)}
+            for level, row in ours.iterrows()
+            if pd.notna(row["factor"]) and pd.notna(theirs[level]) and not (row["at_most"] and row["factor_at_most"])]
+    if not rows: raise NotRun("no level is reached by both")
+    return "**How many labels does it save, against the best simple model?**\n\n" + markdown_table(pd.DataFrame(rows))
 
-# %% ../nbs/88_recommended.ipynb #cell-17
+def times_fewer(row:pd.Series)->str:
+    "A factor with its interval; an end that was not measured is open."
+    value, low, high = ("…" if pd.isna(x) else f"{x:.1f}" for x in row[["factor", "factor_low", "factor_high"]])
+    bound = "at least " if row["factor_at_least"] else "at most " if row["factor_at_most"] else ""
+    return f"{bound}{value} ({low} to {high})"
+
+# %% ../nbs/88_recommended.ipynb #cell-18
 def elsewhere(tables:Tables)->str:
     "Difference to the best simple model with the fewest labels, and with a fifth of them, part by part."
     rows = []
@@ -89,7 +93,7 @@ def elsewhere(tables:Tables)->str:
     return ("**And elsewhere?** The recipe untouched, minus the best simple model there:\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
-# %% ../nbs/88_recommended.ipynb #cell-20
+# %% ../nbs/88_recommended.ipynb #cell-21
 def the_others(tables:Tables)->str:
     "The best read-out of every other arm against the best simple model, with the fewest labels."
     rows = []
@@ -106,7 +110,7 @@ def the_others(tables:Tables)->str:
     return ("**And other pretext tasks?** Each with the read-out that comes out best for it:\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
-# %% ../nbs/88_recommended.ipynb #cell-22
+# %% ../nbs/88_recommended.ipynb #cell-23
 def how_measured(tables:Tables, runs:dict[str, Any])->str:
     "On whom, how often, and what the bar is."
     rows = select(tables, "label_curve", part="main", arm=ARM, mode=READOUT)

@@ -44,10 +44,11 @@ DEFAULTS:dict[str, Any] = dict(
     phenotypes={},                   # splits, arms and outcomes beyond the label
     parts={},                        # name -> what a further comparison does otherwise: see `lay_over`
     search="",                       # arm that all others vary: see `collect.search`
+    figures=[],                      # figures and tables to draw; empty: all whose numbers there are
     labels_needed=False,             # True: labels needed, beside the best simple model: see `collect.best`
     keep=False,                      # True: results are kept beside the tables and committed: see `keep`
 )
-WHOLE = ("parts", "search", "labels_needed", "keep")  # said once for all parts
+WHOLE = ("parts", "search", "figures", "labels_needed", "keep")  # said once for all parts
 PART = {key: value for key, value in DEFAULTS.items() if key not in WHOLE} | dict(against="")  # a part to compare with
 
 def profiles()->list[str]:
@@ -171,6 +172,8 @@ def check_profile(
 )->dict[str, Any]:             # the same
     "Refuse what would only fail hours later, deep inside a run, in the profile itself and in its parts."
     found = parts(name, profile)
+    if unknown := sorted(set(profile["figures"]) - set(figures())):
+        raise ValueError(f"In profile {name}, there is no figure {unknown[0]!r}: known are {', '.join(figures())}.")
     for part, own in found.items():
         where = f"profile {name}" + (f", part {part}" if part != "main" else "")
         other = found.get(_check_part(where, own)["against"], own)
@@ -473,5 +476,5 @@ def figures(
     "Names of the notebooks in nbs/figures, one per figure or table, whose tables the profile makes."
     names = sorted(path.stem for path in (repository()/"nbs"/"figures").glob("*.ipynb"))
     if plan is None: return names
-    made = tables_made(plan)
-    return [name for name in names if made.issuperset(tables_read(name))]
+    made, wanted = tables_made(plan), plan.profile["figures"] or names
+    return [name for name in names if name in wanted and made.issuperset(tables_read(name))]

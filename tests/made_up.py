@@ -181,8 +181,8 @@ def tables(methods=METHODS, fractions=FULL, few=FEW, parts=PARTS, shortcut_metho
 
 
 SIMPLE = ("logistic-genes", "logistic-pca100", "boosted-trees")
-WORTH = {("unmixing", "self-training"): 2.5, ("unmixing", "linear probe"): 1.4, ("scarf", "linear probe"): 0.5,
-         ("scarf", "self-training"): 0.7, ("byol", "linear probe"): 0.35, ("vime", "linear probe"): 0.2,
+WORTH = {("unmixing", "self-training-C0.1"): 2.5, ("unmixing", "linear probe"): 1.4, ("scarf", "linear probe"): 0.5,
+         ("scarf", "self-training-C0.1"): 0.7, ("byol", "linear probe"): 0.35, ("vime", "linear probe"): 0.2,
          ("logistic-pca100", "baseline"): 1.0, ("logistic-genes", "baseline"): 0.8, ("boosted-trees", "baseline"): 0.2}
 
 

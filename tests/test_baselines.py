@@ -123,6 +123,13 @@ def test_what_a_model_learns_of_unlabelled_samples_it_learns_from_pretraining_ro
     assert fit(X, y).equals(fit(X, others)) and not fit(X, y).equals(fit(noisy, y))
 
 
+def test_a_sample_that_no_label_has_reached_may_be_of_any_class():
+    X = np.r_[np.zeros((6, 2)), np.full((6, 2), 100.0)] + np.random.default_rng(0).normal(size=(12, 2))
+    model = make_baseline("label-spreading-genes-k3", X).fit(X, np.r_[0, 1, 0, 1, -1, -1, [-1]*6])
+    np.testing.assert_allclose(model.predict_proba([[100.0, 100.0]]), 0.5)
+    assert model.predict_proba([[0.0, 0.0]]).sum() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("name, parts", [
     ("logistic-genes", ("logistic", "genes", {})), ("boosted-trees", ("boosted-trees", "genes", {})),
     ("logistic-pca100", ("logistic", "pca100", {})),

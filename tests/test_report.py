@@ -405,7 +405,8 @@ def test_a_figure_notebook_reads_and_draws_but_never_trains_or_scores(path):
     assert f'parameters("figures/{path.stem}", globals())' in source and f'"{path.stem}"' in source
     used = set(re.findall(r"(?:import|from) ssl_expr\.(\w+)", source))
     drawn_from_the_classes = {"nets", "objective", "pretrain"}   # Figs. 1 and 2 show the encoder and the objectives
-    judging = ("table_claims", "table_recommendations", "table_shortcuts", "fig5_pretraining_size", "figS5_corruption")
+    judging = ("table_claims", "table_recommendations", "table_shortcuts", "fig5_pretraining_size", "figS5_corruption",
+               "fig_labels_needed")
     judged_by = {"claims", "findings", "lookup", "pages", "verdicts"} if path.stem in judging else set()
     allowed = drawn_from_the_classes if path.stem[:4] in ("fig1", "fig2") else judged_by
     assert used - {"report", "run"} <= allowed
@@ -577,7 +578,7 @@ def test_labels_needed_are_drawn_beside_the_best_simple_model_and_the_best_read_
     tables, caption, numbers, words = draw_needed(tmp_path)
     curves = numbers[numbers["panel"] == "score"]
     assert set(curves.groupby("arm")["mode"].first().items()) == {
-        ("unmixing", "self-training"), ("scarf", "self-training"), ("vime", "linear probe"),
+        ("unmixing", "self-training-C0.1"), ("scarf", "self-training-C0.1"), ("vime", "linear probe"),
         ("byol", "linear probe"), (report.BEST, "baseline")}
     simple = tables["label_curve"].query("mode == 'baseline' and metric == 'balanced_accuracy'")
     np.testing.assert_allclose(curves.query("arm == @report.BEST")["mean"], simple.groupby("fraction")["mean"].max(),
@@ -589,7 +590,7 @@ def test_labels_needed_are_drawn_beside_the_best_simple_model_and_the_best_read_
         assert f"{row.factor:.1f} times fewer" in said and said.startswith("at least") == row.factor_at_least
         if row.factor_low == row.factor_low: assert f"({row.factor_low:.1f} to " in said
     assert "of 3 with the highest mean there" in caption and "picked by the test patients" in caption
-    assert "SCARF: self-training, VIME: linear probe" in caption and "2 splits and 2 repeats each" in caption
+    assert "SCARF: self-training-C0.1, VIME: linear probe" in caption and "2 splits and 2 repeats each" in caption
     assert "un-mixing is better at" in caption
 
 
@@ -610,8 +611,8 @@ def test_without_a_known_factor_the_labels_needed_are_left_out(tmp_path):
 
 
 def test_a_study_without_the_recipe_is_refused_in_one_sentence(tmp_path):
-    worth = {key: times for key, times in made_up.WORTH.items() if key != ("unmixing", "self-training")}
-    with pytest.raises(ValueError, match="There is no self-training of 'unmixing' in .*: choose another arm"):
+    worth = {key: times for key, times in made_up.WORTH.items() if key != ("unmixing", "self-training-C0.1")}
+    with pytest.raises(ValueError, match="There is no self-training-C0.1 of 'unmixing' in .*: choose another arm"):
         draw_needed(tmp_path, worth)
 
 
