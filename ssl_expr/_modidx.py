@@ -209,6 +209,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ssl_expr.cost._prepare': ('cost.html#_prepare', 'ssl_expr/cost.py'),
                                'ssl_expr.cost._pretrain': ('cost.html#_pretrain', 'ssl_expr/cost.py'),
                                'ssl_expr.cost._pretraining_sizes': ('cost.html#_pretraining_sizes', 'ssl_expr/cost.py'),
+                               'ssl_expr.cost._published': ('cost.html#_published', 'ssl_expr/cost.py'),
                                'ssl_expr.cost._stated': ('cost.html#_stated', 'ssl_expr/cost.py'),
                                'ssl_expr.cost.bill': ('cost.html#bill', 'ssl_expr/cost.py'),
                                'ssl_expr.cost.expected': ('cost.html#expected', 'ssl_expr/cost.py'),

@@ -19,6 +19,7 @@ from .redundancy import RECIPE
 class Rebuilding(Objective):
     "Write down the clean profile of a damaged one."
     paper_training = code_training = RECIPE
+    ours = True
     n_views = 1
 
     def __init__(

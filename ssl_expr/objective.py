@@ -32,8 +32,9 @@ class TrainingSettings:
 class Objective(nn.Module):
     "A pretext task: an encoder, what is needed to train it, and the loss."
     name: ClassVar[str] = ""                           # as users write it
-    paper_training: ClassVar[TrainingSettings]         # the paper's Table S3
+    paper_training: ClassVar[TrainingSettings]         # the paper's Table S3, or our own choice
     code_training: ClassVar[TrainingSettings]          # the authors' released code
+    ours: ClassVar[bool] = False                       # not a task of the paper
     code_settings: ClassVar[dict[str, Any]] = {}       # constructor settings of the released code, where they differ
     corruption: Damage                                 # what spoils a batch: a `Corruption`, or another kind
 

@@ -51,6 +51,12 @@ ARMS = {   # label, colour, marker; in the reading order of every legend and eve
     "byol": ("BYOL", "#0072B2", "^"),
     "byol-200": ("BYOL, 200 epochs", "#332288", "<"),
     "scarf-marginal": ("SCARF, marginal", "#E69F00", "v"),
+    "barlow-twins": ("Barlow Twins", "#003DF2", "2"),
+    "vicreg": ("VICReg", "#802669", "."),
+    "denoising": ("denoising", "#1B591B", "8"),
+    "donor-swap": ("donor swap", "#808046", "P"),
+    "unmixing": ("un-mixing", "#C849F2", "X"),
+    "mixing": ("mixing", "#80464D", "H"),
     "scratch": ("from scratch", "#000000", "D"),
     "scratch-fast": ("from scratch, rate 0.001", "#4D4D4D", "*"),
     "logistic-genes": ("logistic, genes", "#CC79A7", "x"),
@@ -59,7 +65,7 @@ ARMS = {   # label, colour, marker; in the reading order of every legend and eve
     "pca": ("PCA", "#0A7C9E", "h"),
 }
 SPARE_COLOURS = ["#882255", "#999933", "#01665E", "#F781BF", "#7B3294"]
-SPARE_MARKERS = ["8", "H", "X", "P", "2"]
+SPARE_MARKERS = [r"$\clubsuit$", r"$\spadesuit$", r"$\heartsuit$", r"$\diamondsuit$", r"$\bigstar$"]
 
 # %% ../nbs/70_report.ipynb #cell-07
 class ByArm(dict):
