@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ssl_expr.data import load
 from ssl_expr.estimator import SSLEncoder, align_table
+from ssl_expr.objective import objectives
 from ssl_expr.preprocess import DepthNormalise, Log2
 from ssl_expr.storage import save_tensors
 
@@ -40,7 +41,7 @@ def test_scikit_learn_accepts_it(estimator, check): check(estimator)
 
 # ---------------------------------------------------------------------------------------------- as a transformer
 
-@pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
+@pytest.mark.parametrize("method", sorted(objectives()))
 def test_two_fits_with_one_seed_give_the_same_bits(method):
     one, two, other = (quick(method=method, random_state=seed).fit_transform(FRAME) for seed in (1, 1, 2))
     assert one.shape == (40, 8) and one.dtype == np.float32
