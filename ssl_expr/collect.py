@@ -27,7 +27,7 @@ from .objective import objectives
 from .phenotypes import collect_phenotypes
 from .prepare import load_prepared
 from .pretrain import Training, training_settings
-from .run import repository
+from .run import declared, repository
 from .savings import BEST, gain_areas, labels_needed, leaders, mean_along, saved, times_fewer, with_best
 from .study import COLLECTIONS, Plan, PlannedRun, parts_in, runs_behind
 
@@ -199,8 +199,8 @@ def classes(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     return dict(classes=pd.read_csv(plan.source(first, "classes.csv"), dtype=str, keep_default_na=False))
 
 def settings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
-    "Every setting of every pretext task: the paper's text, the authors' code, and the value of this profile."
-    rows = []
+    "Every setting of every pretext task: the paper's, the code's (both empty for a task of ours), this profile's."
+    rows, usual = [], declared("experiments/pretrain")
     for arm, recipe in plan.profile["arms"].items():
         if "method" not in recipe: continue
         method, coded = objectives()[recipe["method"]], recipe.get("variant") == "code"
@@ -209,9 +209,10 @@ def settings(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
         trained = vars(_training(recipe["method"], recipe))
         paper, code = published | settings, authors | settings | method.code_settings
         used = trained | settings | (method.code_settings if coded else {})
-        used |= plan.profile["encoder"] | recipe.get("settings", {})
-        rows += [dict(arm=arm, setting=name, paper=value, code=code[name], used=used[name])
-                 for name, value in paper.items()]
+        asked = usual | plan.profile["encoder"] | recipe
+        used |= {name: asked[name] for name in ("width", "depth", "dropout")} | recipe.get("settings", {})
+        rows += [dict(arm=arm, setting=name, paper="" if method.ours else value, code="" if method.ours else code[name],
+                      used=used[name]) for name, value in paper.items()]
     return dict(settings=pd.DataFrame(rows, columns=["arm", "setting", "paper", "code", "used"]))
 
 MAPPED = 1500  # samples of a map, at most: as many dots as a picture can show

@@ -125,6 +125,14 @@ def finished(plan:Plan, run:PlannedRun)->dict[str, Any]|None:
 # %% ../nbs/79_cost.ipynb #cell-12
 SOONER = 0.7  # share of epochs until early stopping at a high rate, or by accuracy: part tenfold-rate of the study
 
+def _published(method:str, variant:str)->dict[str, Any]:
+    "How long a method is trained unless an arm says so."
+    from ssl_expr import pretrain  # noqa: F401 so that the objectives are registered
+    from ssl_expr.objective import objectives
+    kind = objectives()[method]
+    training = kind.code_training if variant == "code" else kind.paper_training
+    return dict(epochs=training.epochs, batch_size=training.batch_size)
+
 class Reckoner:
     "Adds up what one run takes."
     def __init__(self,
@@ -140,10 +148,11 @@ class Reckoner:
         return min(rows, max(fraction*rows + self.shape.classes/2, self.shape.classes))
 
     def kind(self, kind:str)->dict[str, Any]:
-        "Rates of a kind of pretraining; those of the nearest where it was not measured."
-        known, method = self.rates["kinds"], json.loads(kind)[0]
-        alike = [each for each in known if json.loads(each)[0] == method] or list(known)
-        return known.get(kind) or known[max(alike, key=lambda each: (each == kind_of(method), each))]
+        "Rates of a kind of pretraining; those of the nearest where it was not measured, with its own epochs."
+        known, (method, variant, *_) = self.rates["kinds"], json.loads(kind)
+        alike = [each for each in known if json.loads(each)[0] == method]
+        found = known.get(kind) or known[max(alike or known, key=lambda each: (each == kind_of(method), each))]
+        return found if alike else found | _published(method, variant)
 
     def pretrain(self, method:str, width:int, depth:int, n:float=0, variant:str="text", settings:dict|None=None,
                  optimizer:str="", epochs:int=0, batch_size:int=0, **_:Any):
@@ -233,6 +242,7 @@ def _prepare(reckon:Reckoner, values:dict[str, Any]):
     reckon.disk += 4e-6*shape.samples*shape.genes + 4e-5*(shape.samples + shape.genes)
 
 def _pretrain(reckon:Reckoner, values:dict[str, Any]):
+    if values["donors"]: _prepare(reckon, dict(protocol="strict"))   # it reads the data anew, for their annotations
     epochs = reckon.pretrain(**values)
     reckon.seconds += reckon.rates["notebooks"]["pretrain"] - reckon.rates["notebooks"]["prepare"]
     size = round(reckon.shape.genes), values["width"], values["depth"]

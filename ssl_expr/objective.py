@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .corruption import Corruption
+from .corruption import Damage
 from .nets import Encoder
 
 # %% ../nbs/27_objective.ipynb #cell-05
@@ -32,10 +32,11 @@ class TrainingSettings:
 class Objective(nn.Module):
     "A pretext task: an encoder, what is needed to train it, and the loss."
     name: ClassVar[str] = ""                           # as users write it
-    paper_training: ClassVar[TrainingSettings]         # the paper's Table S3
+    paper_training: ClassVar[TrainingSettings]         # the paper's Table S3, or our own choice
     code_training: ClassVar[TrainingSettings]          # the authors' released code
+    ours: ClassVar[bool] = False                       # not a task of the paper
     code_settings: ClassVar[dict[str, Any]] = {}       # constructor settings of the released code, where they differ
-    corruption: Corruption
+    corruption: Damage                                 # what spoils a batch: a `Corruption`, or another kind
 
     def __init__(
         self,
@@ -50,11 +51,12 @@ class Objective(nn.Module):
 
     def fit_corruption(
         self,
-        X: Tensor | np.ndarray,      # (N, G) matrix, in memory or memmapped
-        rows: Tensor | None = None,  # training rows of it, nothing else; None: all
+        X: Tensor | np.ndarray,        # (N, G) matrix, in memory or memmapped
+        rows: Tensor | None = None,    # training rows of it, nothing else; None: all
+        donors: Tensor | None = None,  # those of `rows` that may give values to others; None: all
     ) -> None:
         "Let the corruption learn ranges or values from training rows."
-        self.corruption.fit(X, rows)
+        self.corruption.fit(X, rows, donors)
 
     def loss(
         self,

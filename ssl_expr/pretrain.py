@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'OPTIMIZERS', 'RISING', 'COLD', 'TINY', 'COLUMNS', 'LEAST_SPREAD', 'LEAST_RANK', 'PATIENCE', 'Training',
-           'RMSprop', 'training_settings', 'hold_out', 'batches', 'one_cycle', 'set_rate', 'collapsed', 'pretrain',
-           'train_encoder', 'save_encoder', 'load_encoder']
+           'RMSprop', 'training_settings', 'hold_out', 'donor_rows', 'batches', 'one_cycle', 'set_rate', 'collapsed',
+           'pretrain', 'train_encoder', 'save_encoder', 'load_encoder']
 
 # %% ../nbs/40_pretrain.ipynb #cell-03
 import json
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import byol, denoising, redundancy, scarf, unmixing, vime # noqa: F401 so that their objectives are registered
+from . import byol, denoising, mixing, redundancy, scarf, unmixing, vime # noqa: F401 registers their objectives
 from .collapse import effective_rank, embedding_spread
 from .checks import check_choice, check_matrix, check_number, someone_watches
 from .memory import kept_memory
@@ -114,6 +114,22 @@ def hold_out(
     n_held_out = max(2, round(share*n_samples)) if share else 0
     return order[n_held_out:].sort().values, order[:n_held_out].sort().values
 
+def donor_rows(
+    donors,       # (N,) bool, or row numbers
+    train:Tensor, # rows to train on
+    n_samples:int,# N
+)->Tensor:        # those of `train` that may give values to others
+    "The donors among the training rows; `ValueError` for what are no rows, and where none is left."
+    given = np.asarray(donors)
+    if given.dtype == bool and given.shape == (n_samples,): given = np.flatnonzero(given)
+    if given.dtype.kind not in "iu" or given.ndim != 1 or not ((0 <= given) & (given < n_samples)).all():
+        raise ValueError(f"donors must be {n_samples} times True or False, or row numbers from 0 to {n_samples - 1}, "
+                         f"got {given.tolist()!s:.60}")
+    rows = train[torch.isin(train, torch.from_numpy(given.astype(np.int64)))]
+    if not len(rows):
+        raise ValueError(f"donors name none of the {len(train)} rows that are trained on: name other rows")
+    return rows
+
 # %% ../nbs/40_pretrain.ipynb #cell-16
 def batches(
     n_samples:int,             # rows to visit
@@ -125,7 +141,7 @@ def batches(
     return torch.randperm(n_samples, generator=generator).tensor_split(n_batches)
 
 # %% ../nbs/40_pretrain.ipynb #new-57499654
-RISING = 0.3 # share of all steps on which the rate of one cycle rises; torch's OneCycleLR, like the next
+RISING = 0.3 # share of all steps on which the rate of one cycle rises; as in torch's OneCycleLR, like the next
 COLD = 1/25  # where it starts, as a share of its highest value
 
 def one_cycle(
@@ -289,15 +305,20 @@ def _restore(
     run.history = [[int(epoch), *numbers] for epoch, *numbers in tensors["history"].tolist()]
 
 # %% ../nbs/40_pretrain.ipynb #cell-27
-def _identity(objective:Objective, X:Tensor, settings:Training, optimizer:BlockOptimizer)->dict:
+def _identity(
+    objective:Objective, X:Tensor, settings:Training, optimizer:BlockOptimizer,
+    donors:Tensor|None, # rows, if they were asked for
+)->dict:
     "What makes a run this run and no other, as JSON can hold it."
     identity = {"objective": objective.name, **objective.settings(), **asdict(settings),
                 "data": tensor_digest({"X": X}), "initial weights": tensor_digest(objective.state_dict())}
     if optimizer.blocks: identity["genes at a time"] = BLOCK
     for name, usual in (("precision", "float32"), ("schedule", "constant")): # as in checkpoints of earlier versions
         if identity[name] == usual: del identity[name]
-    pool = getattr(objective, "corruption", None)
-    if pool is not None and pool.pool is not None and len(pool.pool) < len(X): identity["pool"] = len(pool.pool)
+    damage = getattr(objective, "corruption", None)
+    if damage is not None and damage.pool is not None and len(damage.pool) < len(X):
+        identity["pool"] = len(damage.pool)
+    if donors is not None: identity["donors"] = tensor_digest({"donors": donors})
     return json.loads(json.dumps(identity, default=lambda number: number.item())) # as it will be read back
 
 def _resume(
@@ -365,6 +386,7 @@ def pretrain(
     device:str="cpu",                # cpu | auto | any torch device; bit-identical repeats are promised for cpu
     precision:str="float32",         # of the matrix products; bfloat16 where the processor is quicker with it
     schedule:str|None=None,          # constant | one-cycle; None = the objective's
+    donors=None,                     # rows of X that may give values to others, (N,) bool or row numbers; None = all
 )->pd.DataFrame:                     # one row per epoch: epoch, loss, held_out_loss, spread, effective_rank
     "Pretrain `objective` on unlabelled samples; the same call after a kill continues to the same result."
     settings = training_settings(objective, held_out, seed, epochs=epochs, batch_size=batch_size, optimizer=optimizer,
@@ -377,23 +399,25 @@ def pretrain(
     with kept_memory(), torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         source = X if isinstance(X, np.memmap) else matrix
-        run = _epochs(objective, matrix, settings, path, checkpoint_every, progress, source)
+        run = _epochs(objective, matrix, settings, path, checkpoint_every, progress, source, donors)
     objective.to(home).eval()
     return pd.DataFrame(run.history, columns=pd.Index(COLUMNS))
 
 def _epochs(
     objective:Objective, X:Tensor, settings:Training, # checked by `pretrain`
     path:Path|None, every:int, progress:bool,         # checkpoint, epochs between saves, show progress
-    source:Tensor|np.memmap,                          # X, or the file it lies in: where replacements come from
+    source:Tensor|np.memmap,                          # X, or the file it lies in: where replacements come from,
+    donors,                                           # and which rows may give them; None = all
 )->_Run:                                              # at its end
     "The epochs of `pretrain`, from the start or from a checkpoint."
     def optimizer(weights): return OPTIMIZERS[settings.optimizer](weights, settings.learning_rate, settings.momentum)
     generator = torch.Generator().manual_seed(settings.seed)
     train, held_out = hold_out(len(X), settings.held_out, generator)
-    objective.fit_corruption(source, train)
+    givers = None if donors is None else donor_rows(donors, train, len(X))
+    objective.fit_corruption(source, train, givers)
     watched, warned = _batch(X, torch.cat([held_out, train])[:256], objective), False
     with in_blocks(objective, optimizer, settings.precision == "float32") as blocks:
-        identity = _identity(objective, X, settings, blocks) if path else {}
+        identity = _identity(objective, X, settings, blocks, givers) if path else {}
         run = _Run(objective, blocks, generator)
         if path: _resume(run, path, identity)
         shown = _Progress(objective.name, len(run.history), settings.epochs, progress)
@@ -432,6 +456,7 @@ def train_encoder(
     progress:bool=True,            # show a bar, or about ten lines in a log
     device:str="cpu",              # as for `pretrain`, like the next
     precision:str="float32",       # float32 | bfloat16
+    donors=None,                   # rows that may give values to others, see `pretrain`; None = all
     **training:Any,                # `TRAINING` by name; they win over the variant, None = as published
 )->tuple[Objective, pd.DataFrame]: # the trained objective, and its history (see `pretrain`)
     "Build an objective by name and pretrain it; `ValueError` for a name or a value that cannot be right."
@@ -452,7 +477,7 @@ def train_encoder(
     with seeded(seed):
         objective = build(method, np.shape(X)[1], **shape | given)
     return objective, pretrain(objective, X, seed=seed, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
-                               progress=progress, device=device, precision=precision, **chosen)
+                               progress=progress, device=device, precision=precision, donors=donors, **chosen)
 
 # %% ../nbs/40_pretrain.ipynb #cell-45
 def save_encoder(

@@ -225,8 +225,8 @@ def time_notebooks()->dict[str, float]:
     return found
 
 # %% ../nbs/74_rates.ipynb #cell-21
-TIMED = ("corruption", "nets", "objective", "scarf", "vime", "byol", "pretrain", "finetune", "baselines", "memory",
-         "wide", "kernels")
+TIMED = ("corruption", "nets", "objective", "scarf", "vime", "byol", "redundancy", "denoising", "unmixing", "mixing",
+         "pretrain", "finetune", "baselines", "memory", "wide", "kernels")
 FORM = 2                      # of what is stored: raise it when features or what is timed change
 ELSEWHERE = "SSL_EXPR_RATES"  # environment variable: a file of rates to reckon with instead, say of a cluster's node
 

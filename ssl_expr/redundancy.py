@@ -72,6 +72,7 @@ RECIPE = TrainingSettings("adamw", 1e-3, batch_size=64, epochs=80, schedule="one
 class TwoViews(Objective):
     "Agreement of two corrupted views, without contrast."
     paper_training = code_training = RECIPE
+    ours = True
 
     def __init__(
         self,

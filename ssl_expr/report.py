@@ -41,7 +41,6 @@ from .files import atomic, read_json
 # %% ../nbs/70_report.ipynb #cell-05
 SINGLE, DOUBLE = 3.3, 6.9   # inches: one journal column, two journal columns
 ARMS = {   # label, colour, marker; in the reading order of every legend and every table
-    "unmixing": ("un-mixing", "#7A0177", "P"),
     "scarf": ("SCARF", "#D55E00", "o"),
     "scarf-30": ("SCARF, 30 epochs", "#F0A882", "1"),
     "scarf-short": ("SCARF, 100 epochs", "#8F3B1B", ">"),
@@ -52,6 +51,12 @@ ARMS = {   # label, colour, marker; in the reading order of every legend and eve
     "byol": ("BYOL", "#0072B2", "^"),
     "byol-200": ("BYOL, 200 epochs", "#332288", "<"),
     "scarf-marginal": ("SCARF, marginal", "#E69F00", "v"),
+    "barlow-twins": ("Barlow Twins", "#003DF2", "2"),
+    "vicreg": ("VICReg", "#802669", "."),
+    "denoising": ("denoising", "#1B591B", "8"),
+    "donor-swap": ("donor swap", "#808046", "P"),
+    "unmixing": ("un-mixing", "#C849F2", "X"),
+    "mixing": ("mixing", "#80464D", "H"),
     "scratch": ("from scratch", "#000000", "D"),
     "scratch-fast": ("from scratch, rate 0.001", "#4D4D4D", "*"),
     BEST: (BEST, "#555555", "X"),
@@ -61,7 +66,7 @@ ARMS = {   # label, colour, marker; in the reading order of every legend and eve
     "pca": ("PCA", "#0A7C9E", "h"),
 }
 SPARE_COLOURS = ["#882255", "#999933", "#01665E", "#F781BF", "#7B3294"]
-SPARE_MARKERS = ["8", "H", "|", ".", "2"]
+SPARE_MARKERS = [r"$\clubsuit$", r"$\spadesuit$", r"$\heartsuit$", r"$\diamondsuit$", r"$\bigstar$"]
 
 # %% ../nbs/70_report.ipynb #cell-07
 class ByArm(dict):

@@ -147,6 +147,8 @@ def _check_part(
     for key in ("architectures", "pretraining_sizes", "phenotypes"):
         for arm in [*profile[key].get("arms", []), *profile[key].get("epochs", [])]:
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
+            if key != "phenotypes" and "donors" in profile["arms"][arm]:
+                refuse(f"{key} names arm {arm!r}, which has donors: only the experiment pretrain knows them")
     for outcome in profile["phenotypes"].get("outcomes", []):
         known = isinstance(outcome, dict) and {"name", "label"} <= outcome.keys() <= {"name", "label", "where"}
         among = outcome.get("where", {}) if known else None

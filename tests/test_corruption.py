@@ -4,12 +4,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstest
 
 from ssl_expr import corruption as module
-from ssl_expr.corruption import Corruption, bernoulli_mask, fixed_count_mask, permute_columns
+from ssl_expr.corruption import POOLED, Corruption, bernoulli_mask, fixed_count_mask, permute_columns
+from ssl_expr.mixing import Mixture
 
-MASKS, REPLACEMENTS = ("fixed_count", "bernoulli"), ("uniform", "marginal", "batch")
+MASKS, REPLACEMENTS = ("fixed_count", "bernoulli"), ("uniform", "marginal", "batch", "donor")
 every_kind = pytest.mark.parametrize("mask, replacement", list(itertools.product(MASKS, REPLACEMENTS)))
 
 
@@ -56,7 +57,7 @@ def test_a_rate_outside_zero_to_one_is_refused(draw, rate):
 @every_kind
 def test_the_input_stays_untouched_and_nothing_moves_outside_the_mask(X, mask, replacement):
     batch = X[:20].clone()
-    corrupted, drawn = Corruption(101, 0.3, mask, replacement).double().fit(X)(batch, seed(1))
+    corrupted, drawn = Corruption(101, 0.3, mask, replacement).double().fit(X[20:])(batch, seed(1))
     assert torch.equal(batch, X[:20])
     assert torch.equal(corrupted[~drawn], batch[~drawn])
     assert (corrupted != batch)[drawn].double().mean() > 0.9
@@ -111,6 +112,47 @@ def test_marginal_values_come_from_every_row_and_every_entry_has_its_own():
     assert all(len(row.unique()) > 5 for row in drawn)
 
 
+def giving_rows(drawn, mask, pool):
+    "For each sample, the rows of the pool that all of its drawn values may come from."
+    return [{row for row in range(len(pool)) if torch.equal(pool[row][chosen], sample[chosen])}
+            for sample, chosen in zip(drawn, mask, strict=True)]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_all_replaced_values_of_a_sample_come_from_one_training_row(X, mask):
+    rows = torch.arange(1, 60, 3)
+    drawn, chosen = Corruption(101, 0.3, mask, "donor").fit(X, rows)(X[:40], seed(2))
+    assert all(len(found) == 1 and found <= set(rows.tolist()) for found in giving_rows(drawn, chosen, X))
+
+
+def test_a_donor_is_drawn_for_every_sample_and_each_row_as_often():
+    X = torch.arange(10.)[:, None].expand(10, 4)
+    drawn, _ = Corruption(4, 1.0, replacement="donor").fit(X)(X.repeat(200, 1), seed(3))
+    counts = torch.bincount(drawn[:, 0].long(), minlength=10)
+    assert (drawn == drawn[:, :1]).all() and ((counts - 200).square()/200).sum() < 27.9  # 0.999 quantile, 9 degrees
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_one_donor_or_many_the_same_genes_are_replaced(X, mask):
+    masks = [Corruption(101, 0.3, mask, replacement).fit(X)(X[:20], seed(5))[1] for replacement in POOLED]
+    assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("replacement", POOLED)
+def test_only_donors_give_values_and_all_of_them_do(X, replacement):
+    rows, donors = torch.arange(0, 60, 2), torch.tensor([4, 10, 58])
+    drawn, _ = Corruption(101, 1.0, replacement=replacement).fit(X, rows, donors)(X[1::2], seed(2))
+    gave = (drawn[:, None] == X).any(-1).any(0)
+    assert gave.nonzero()[:, 0].tolist() == donors.tolist()
+    assert (drawn[:, None] == X[donors]).any(1).all()
+
+
+def test_a_range_is_that_of_all_training_rows_whoever_the_donors_are(X):
+    one, other = (Corruption(101).double().fit(X, torch.arange(40), donors) for donors in (None, torch.arange(3)))
+    assert torch.equal(one.low, other.low) and torch.equal(one.high, other.high)
+    assert torch.equal(one.low, X[:40].amin(0))
+
+
 def test_batch_values_are_a_permutation_of_every_column_and_columns_differ(X):
     drawn, _ = Corruption(101, 1.0, replacement="batch")(X[:12], seed(4))
     assert torch.equal(drawn.sort(dim=0).values, X[:12].sort(dim=0).values)
@@ -125,20 +167,22 @@ def test_every_order_of_a_column_is_equally_likely():
     assert len(counts) == 6 and ((counts - 5000).square() / 5000).sum() < 20.5  # 0.999 quantile, 5 degrees of freedom
 
 
-@pytest.mark.parametrize("replacement", ["uniform", "marginal"])
+@pytest.mark.parametrize("replacement", ["uniform", *POOLED])
 def test_drawing_before_fitting_is_refused(replacement):
     with pytest.raises(RuntimeError, match="call fit"):
         Corruption(4, replacement=replacement)(torch.ones(2, 4))
+    with pytest.raises(RuntimeError, match="call fit"): Mixture(4)(torch.ones(2, 4))
 
 
 def test_training_rows_of_another_width_are_refused():
-    with pytest.raises(ValueError, match="4 genes"):
-        Corruption(4).fit(torch.ones(5, 3))
+    for damage in (Corruption(4), Mixture(4)):
+        with pytest.raises(ValueError, match="4 genes"): damage.fit(torch.ones(5, 3))
 
 
 def test_a_saved_corruption_holds_ranges_but_never_samples(X):
-    assert list(Corruption(101, replacement="marginal").fit(X).state_dict()) == []
-    assert list(Corruption(101, replacement="batch").fit(X).state_dict()) == []
+    for replacement in (*POOLED, "batch"):
+        assert list(Corruption(101, replacement=replacement).fit(X).state_dict()) == []
+    assert list(Mixture(101).fit(X).state_dict()) == []
     state = Corruption(101, replacement="uniform").fit(X).state_dict()
     restored = Corruption(101, replacement="uniform")
     restored.load_state_dict(state)
@@ -185,7 +229,7 @@ def test_corrupted_values_are_distributed_as_in_the_plain_way(X, replacement):
     def plain(source):
         if replacement == "uniform":
             values = X.amin(0) + (X.amax(0) - X.amin(0))*torch.rand(30, 101, generator=source)
-        elif replacement == "marginal":
+        elif replacement in POOLED:
             values = torch.stack([column[torch.randint(60, (30,), generator=source)] for column in X.T], dim=1)
         else: values = torch.stack([column[torch.randperm(30, generator=source)] for column in batch.T], dim=1)
         return values.float() - batch
@@ -204,19 +248,51 @@ def test_a_stream_with_fewer_random_bits_serves_as_a_seed_only():
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
-@pytest.mark.parametrize("replacement", ["uniform", "marginal"])
+@pytest.mark.parametrize("replacement", ["uniform", *POOLED])
 def test_training_rows_of_a_matrix_are_as_good_as_a_matrix_of_them(X, replacement):
     rows = torch.arange(0, len(X), 3)
     def corrupt(*given): return Corruption(101, replacement=replacement).fit(*given)(X[:9], seed(1))
     for one, other in zip(corrupt(X, rows), corrupt(X[rows]), strict=True): assert torch.equal(one, other)
 
 
-def test_of_a_matrix_on_disk_few_rows_are_read_and_only_training_rows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", [Corruption(7, 1.0, replacement="marginal"), Corruption(7, 1.0, replacement="donor"),
+                                    Mixture(7, 0.25)], ids=["marginal", "donor", "mixture"])
+def test_of_a_matrix_on_disk_few_rows_are_read_and_only_those_that_may_give(damage, tmp_path, monkeypatch):
     monkeypatch.setattr("ssl_expr.corruption.ON_DISK", 10)
     matrix = np.memmap(tmp_path/"X", np.float32, "w+", shape=(60, 7))
     matrix[:] = np.arange(60)[:, None]
-    corruption = Corruption(7, 1.0, replacement="marginal").fit(matrix, torch.arange(0, 60, 2))
-    drawn, _ = corruption(torch.zeros(500, 7), seed(2))
-    values = set(drawn.unique().tolist())
-    assert len(values) == 10 and all(value % 2 == 0 for value in values)
+    damage.fit(matrix, torch.arange(60), torch.arange(0, 60, 2))
+    drawn, share = damage(torch.zeros(500, 7), seed(2))
+    values = set((drawn/share).round().unique().tolist())    # a share of 1 where the mask is True
+    assert len(values) == len(damage.pool) == 10 and all(value % 2 == 0 for value in values)
     assert min(values) < 12 and max(values) > 45      # from all over the matrix
+
+
+# ------------------------------------------------------------------------------------------------------ mixtures
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_mixed_sample_lies_on_the_line_to_one_training_row_at_its_share(X, kind):
+    X, rows = X.to(kind), torch.arange(1, 60, 3)
+    mixed, share = Mixture(101, 0.4).fit(X, rows)(X[:40], seed(2))
+    assert mixed.dtype == share.dtype == kind and share.shape == (40, 1)
+    distance = (mixed[:, None] - (1 - share[:, None])*X[:40, None] - share[:, None]*X[rows]).abs().amax(-1)
+    assert ((distance < 1e-6).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("largest", [0.1, 0.45, 0.49])
+def test_shares_of_a_mixture_are_evenly_spread_below_the_largest(largest):
+    _, share = Mixture(3, largest).fit(torch.ones(5, 3))(torch.ones(4000, 3), seed(1))
+    assert 0 <= share.min() and share.max() < largest
+    assert kstest(share[:, 0].numpy()/largest, "uniform").pvalue > 1e-3
+
+
+def test_a_mixture_leaves_its_input_and_the_global_random_state_alone_and_follows_its_seed(X):
+    mixture, batch, state = Mixture(101).fit(X), X[:9].clone(), torch.get_rng_state()
+    first, again, other = (mixture(batch, seed(number)) for number in (5, 5, 6))
+    assert torch.equal(batch, X[:9]) and torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and not torch.equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 0.5, 0.6, "0.3", float("nan")])
+def test_a_donor_that_could_outweigh_its_sample_is_refused(share):
+    with pytest.raises(ValueError, match="largest_share must be"): Mixture(3, share)

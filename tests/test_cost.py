@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+import ssl_expr.pretrain  # noqa: F401 registers the objectives
 from ssl_expr import cost, rates
 from ssl_expr.cost import PUBLIC, STEPS, Cost, Shape, bill, expected, kinds_of, reckoned, runs_at_once, wall_seconds
+from ssl_expr.objective import objectives
 from ssl_expr.prepare import prepare
 from ssl_expr.rates import (
     ELSEWHERE,
@@ -48,7 +50,7 @@ def test_every_experiment_can_be_reckoned(): assert set(STEPS) == set(TARGETS)
 @pytest.mark.parametrize("less, more", [
     (dict(epochs=10), dict(epochs=20)), (dict(epochs=10, width=64), dict(epochs=10, width=512)),
     (dict(epochs=10, depth=2), dict(epochs=10, depth=8))])
-@pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
+@pytest.mark.parametrize("method", sorted(objectives()))
 def test_more_epochs_width_or_depth_take_longer(method, less, more):
     assert took("pretrain", method=method, **less).cpu_seconds < took("pretrain", method=method, **more).cpu_seconds
 
@@ -218,6 +220,19 @@ def test_a_kind_that_was_not_measured_costs_as_much_as_its_method():
     known, other = (took("pretrain", method="scarf", epochs=5, settings=settings)
                     for settings in ({}, dict(temperature=0.5)))
     assert known == other
+
+
+@pytest.mark.parametrize("method, epochs, batch_size", [("unmixing", 80, 64), ("mixing", 80, 64), ("byol", 50, 32)])
+def test_a_method_that_was_not_measured_is_reckoned_with_its_own_epochs(shipped, method, epochs, batch_size):
+    few = shipped | dict(kinds={kind_of("vime"): shipped["kinds"][kind_of("vime")]})
+    def cost(**given):
+        return reckoned(PlannedRun("pretrain", "", dict(method=method, **given)), SHAPE, few)
+    assert cost() == cost(epochs=epochs, batch_size=batch_size) != cost(epochs=epochs + 1, batch_size=batch_size)
+
+
+def test_an_arm_with_donors_reads_the_data_once_more():
+    usual, donors = took("pretrain", epochs=2), took("pretrain", epochs=2, donors={"tumour": ["normal"]})
+    assert donors.cpu_seconds > usual.cpu_seconds and donors.memory_mb > usual.memory_mb
 
 
 def test_rates_are_recovered_from_times_and_never_negative():

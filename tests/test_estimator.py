@@ -48,7 +48,7 @@ def test_scikit_learn_accepts_it(estimator, check): check(estimator)
 
 # ---------------------------------------------------------------------------------------------- as a transformer
 
-@pytest.mark.parametrize("method", ["scarf", "vime", "byol", "unmixing"])
+@pytest.mark.parametrize("method", sorted(objectives()))
 def test_two_fits_with_one_seed_give_the_same_bits(method):
     one, two, other = (quick(method=method, random_state=seed).fit_transform(FRAME) for seed in (1, 1, 2))
     assert one.shape == (40, 8) and one.dtype == np.float32

@@ -9,7 +9,7 @@ from ssl_expr.baselines import fit_baseline
 from ssl_expr.data import toy
 from ssl_expr.finetune import FineTuning, finetune
 from ssl_expr.nets import embed, seeded
-from ssl_expr.objective import build
+from ssl_expr.objective import build, objectives
 from ssl_expr.prepare import SHORTCUTS, prepare
 from ssl_expr.pretrain import pretrain
 from ssl_expr.splits import fitting_rows, make_split
@@ -62,7 +62,7 @@ def moved(files, **options):
     return {name for name in original if not equal(original[name], scrambled[name])}
 
 
-@pytest.mark.parametrize("method", ["scarf", "vime", "byol"])
+@pytest.mark.parametrize("method", sorted(objectives()))
 def test_noise_in_held_out_patients_moves_nothing_that_was_fitted(files, method):
     assert moved(files, method=method) == set()
 

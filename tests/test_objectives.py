@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+import ssl_expr.pretrain  # noqa: F401 registers the objectives
 from ssl_expr import objective as contract
 from ssl_expr.byol import BYOL, byol_loss
+from ssl_expr.denoising import Denoising
 from ssl_expr.nets import seeded
 from ssl_expr.objective import Objective, TrainingSettings, build, known_settings, objectives, register
+from ssl_expr.redundancy import RECIPE, barlow_loss, vicreg_loss
 from ssl_expr.scarf import SCARF, nt_xent_loss
 from ssl_expr.vime import VIME, vime_loss
 
@@ -18,7 +21,11 @@ SMALL = dict(
     scarf=dict(width=8, depth=2, dropout=0.0),
     vime=dict(width=8, depth=2, dropout=0.0),
     byol=dict(width=8, depth=2, dropout=0.0, hidden=16, projection=4),
+    vicreg=dict(width=8, depth=2, projection=6),
+    **{"barlow-twins": dict(width=8, depth=2, projection=6)},
+    **dict.fromkeys(["denoising", "donor-swap", "unmixing", "mixing"], dict(width=8, depth=2)),
 )
+OURS = {"barlow-twins", "vicreg", "denoising", "donor-swap", "unmixing", "mixing"}
 every_objective = pytest.mark.parametrize("name", SMALL)
 
 
@@ -239,10 +246,175 @@ def test_the_target_starts_as_a_copy_that_shares_no_memory():
     assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
 
 
+# ---- Barlow Twins and VICReg
+
+def columns(z): return [list(column) for column in zip(*z.tolist(), strict=True)]
+def mean(values): return sum(values) / len(values)
+def product(a, b): return sum(x * y for x, y in zip(a, b, strict=True))
+def centred(column): return [value - mean(column) for value in column]
+
+
+def slow_barlow(z1, z2, off_diagonal):
+    def standard(column):
+        column = centred(column)
+        return [value / math.sqrt(product(column, column) / len(column) + 1e-5) for value in column]
+    one, two = ([standard(column) for column in columns(z)] for z in (z1, z2))
+    total = 0.0
+    for j in range(len(one)):
+        for k in range(len(two)):
+            correlation = product(one[j], two[k]) / len(z1)
+            total += (1 - correlation)**2 if j == k else off_diagonal * correlation**2
+    return total
+
+
+def slow_vicreg(z1, z2, invariance, variance, covariance):
+    B, H = z1.shape
+    total = invariance * mean([(a - b)**2 for a, b in zip(z1.flatten().tolist(), z2.flatten().tolist(), strict=True)])
+    for units in (columns(z1), columns(z2)):
+        shared = [[product(centred(a), centred(b)) / (B - 1) for b in units] for a in units]
+        total += variance * mean([max(0.0, 1 - math.sqrt(shared[j][j] + 1e-4)) for j in range(H)])
+        total += covariance * sum(shared[j][k]**2 for j in range(H) for k in range(H) if j != k) / H
+    return total
+
+
+@pytest.mark.parametrize("B, H", [(2, 3), (9, 5)])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_losses_of_units_equal_the_slow_versions(B, H, scale):
+    z1, z2 = scale * normal(B, H) + 3, scale * normal(B, H, number=1) - 1
+    for weight in (0.0, 5e-3, 2.0):
+        assert barlow_loss(z1, z2, weight).item() == pytest.approx(slow_barlow(z1, z2, weight), rel=1e-11)
+    for weights in ((25., 25., 1.), (1., 0., 0.), (0., 2., 0.), (0., 0., 3.)):
+        assert vicreg_loss(z1, z2, *weights).item() == pytest.approx(slow_vicreg(z1, z2, *weights), rel=1e-11)
+
+
+APART = torch.tensor([[1., 1., 1.], [1., -1., -1.], [-1., 1., -1.], [-1., -1., 1.]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 50.0])
+def test_barlow_loss_has_its_closed_forms(size):
+    z, weight = size * APART, 0.3
+    c = size**2 / (size**2 + 1e-5)    # of a unit with itself
+    def loss(one, two): return barlow_loss(one, two, weight).item()
+    assert loss(z, z + 7) == pytest.approx(3 * (1 - c)**2, abs=1e-12)
+    assert loss(z, z * torch.tensor([1, -1, 1])) == pytest.approx(2 * (1 - c)**2 + (1 + c)**2, abs=1e-12)
+    assert loss(z, z[:, [1, 2, 0]]) == pytest.approx(3 + weight * 3 * c**2, abs=1e-12)
+    assert loss(z[:, [0, 0, 0]], z[:, [0, 0, 0]]) == pytest.approx(3 * (1 - c)**2 + weight * 6 * c**2, abs=1e-12)
+    assert loss(torch.ones_like(z), z) == 3
+
+
+@pytest.mark.parametrize("size", [0.1, 0.5, 2.0])
+def test_vicreg_loss_has_its_closed_forms(size):
+    z, variance = size * APART, size**2 * 4 / 3
+    lacking = max(0.0, 1 - math.sqrt(variance + 1e-4))
+    assert vicreg_loss(z, z, 25, 25, 1).item() == pytest.approx(25 * 2 * lacking, abs=1e-12)
+    assert vicreg_loss(z, z + 0.3, 25, 0, 1).item() == pytest.approx(25 * 0.09, abs=1e-12)
+    copies = z[:, [0, 0, 0]]
+    assert vicreg_loss(copies, copies, 25, 0, 1).item() == pytest.approx(2 * 2 * variance**2, abs=1e-12)
+    constant = torch.ones_like(z)
+    assert vicreg_loss(constant, constant).item() == pytest.approx(25 * 2 * (1 - 0.01), abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", [barlow_loss, vicreg_loss])
+def test_losses_of_units_treat_both_views_and_every_order_alike(loss):
+    z1, z2 = normal(8, 4), normal(8, 4, number=1)
+    want = loss(z1, z2).item()
+    samples, units = torch.randperm(8, generator=seed(2)), torch.randperm(4, generator=seed(3))
+    for one, two in ((z2, z1), (z1[samples], z2[samples]), (z1[:, units], z2[:, units])):
+        assert loss(one, two).item() == pytest.approx(want, rel=1e-12)
+    assert loss(z1, z2[samples]).item() != pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", [barlow_loss, vicreg_loss])
+def test_a_unit_that_does_not_move_has_a_finite_gradient(loss):
+    z = normal(6, 3)
+    z[:, 1] = 2.0
+    z.requires_grad_()
+    loss(z, z * 1.1).backward()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [barlow_loss, vicreg_loss])
+@pytest.mark.parametrize("one, two", [((1, 3), (1, 3)), ((4, 3), (4, 2)), ((4, 3), (3, 3)), ((4,), (4,))])
+def test_losses_of_units_refuse_what_they_cannot_compare(loss, one, two):
+    with pytest.raises(ValueError, match="two views must be .B, H. matrices of one shape with B of at least 2"):
+        loss(torch.ones(one), torch.ones(two))
+
+
+@pytest.mark.parametrize("name, compare", [
+    ("barlow-twins", lambda a, b: barlow_loss(a, b) / 6), ("vicreg", vicreg_loss)])
+def test_two_views_of_the_same_batch_are_compared_after_the_head(X, name, compare):
+    task, generator = small(name, X).eval(), seed(5)
+    views = [task.corruption(X, generator)[0] for _ in range(2)]
+    assert not torch.equal(*views)
+    want = compare(*(task.head(task.encoder(view)) for view in views))
+    assert task.loss(X, seed(5)).item() == pytest.approx(want.item(), rel=1e-12)
+
+
+# ---- denoising, donor swap, un-mixing, mixing
+
+def rebuilt(task, damaged): return task.decoder(task.encoder(damaged))
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("denoising", {}), ("donor-swap", {}), ("mixing", {}), ("unmixing", dict(agreement=0.0))])
+def test_the_whole_clean_profile_is_asked_of_every_damaged_view(X, name, settings):
+    task, generator = small(name, X, **settings).eval(), seed(5)
+    views = [task.corruption(X, generator)[0] for _ in range(task.n_views)]
+    assert len(views) == (2 if name == "unmixing" else 1)
+    assert all((view != X).any(1).double().mean() > 0.9 for view in views)   # a sample may be its own donor
+    want = sum((rebuilt(task, view) - X).square().mean() for view in views) / len(views)
+    assert task.loss(X, seed(5)).item() == pytest.approx(want.item(), rel=1e-12)
+
+
+def test_undamaged_the_question_is_that_of_an_autoencoder(X):
+    task = small("denoising", X, corruption_rate=0.0).eval()
+    assert task.loss(X, seed(5)).item() == pytest.approx((rebuilt(task, X) - X).square().mean().item(), rel=1e-12)
+
+
+def test_donor_swap_is_denoising_with_one_donor_for_all_replaced_genes(X):
+    one, other = small("donor-swap", X), small("denoising", X, replacement="donor")
+    assert one.loss(X, seed(3)).item() == other.loss(X, seed(3)).item() != small("denoising", X).loss(X, seed(3)).item()
+    assert isinstance(one, Denoising)
+
+
+@pytest.mark.parametrize("term, apart", [("barlow", lambda a, b: barlow_loss(a, b) / 8), ("vicreg", vicreg_loss)])
+def test_unmixing_adds_what_two_embeddings_lack_to_saying_the_same(X, term, apart):
+    task, generator = small("unmixing", X, agreement=0.7, term=term).eval(), seed(5)
+    z1, z2 = (task.encoder(task.corruption(X, generator)[0]) for _ in range(2))
+    alone = small("unmixing", X, agreement=0.0, term=term).eval().loss(X, seed(5))
+    assert task.loss(X, seed(5)).item() == pytest.approx((alone + 0.7 * apart(z1, z2)).item(), rel=1e-12)
+
+
+def test_what_agreement_asks_reaches_the_encoder_and_not_the_decoder(X):
+    tasks = [small("unmixing", X, agreement=agreement) for agreement in (0.0, 0.2)]
+    for task in tasks: task.loss(X, seed(5)).backward()
+    (_, one), (_, other) = ([list(part.parameters()) for part in (task.encoder, task.decoder)] for task in tasks)
+    assert all(torch.allclose(a.grad, b.grad, rtol=1e-9) for a, b in zip(one, other, strict=True))
+    first = [next(task.encoder.parameters()).grad for task in tasks]
+    assert not torch.allclose(*first, rtol=1e-3)
+
+
+def test_mixing_carries_no_corruption_that_it_does_not_use(X):
+    task = small("mixing", X, largest_share=0.2)
+    assert [type(part).__name__ for part in task.children()] == ["Encoder", "Mixture", "Sequential"]
+    assert task.corruption(X, seed(1))[1].max() < 0.2 and task.settings()["largest_share"] == 0.2
+
+
 # ---- all objectives
 
-def test_the_three_objectives_are_registered():
+def test_every_registered_objective_keeps_the_contract_below(): assert SMALL.keys() == objectives().keys()
+
+
+def test_the_papers_objectives_are_registered_and_ours_say_that_they_are_ours():
     assert {"scarf": SCARF, "vime": VIME, "byol": BYOL}.items() <= objectives().items()
+    assert {name for name, kind in objectives().items() if kind.ours} == OURS
+
+
+def test_ours_share_one_recipe():
+    assert RECIPE == TrainingSettings("adamw", 1e-3, 64, 80, schedule="one-cycle")
+    for kind in (objectives()[name] for name in OURS):
+        assert kind.paper_training == kind.code_training == RECIPE and not kind.code_settings
+        assert {"width": 512, "depth": 3, "dropout": 0.0}.items() <= known_settings(kind).items()
 
 
 @every_objective
@@ -265,10 +437,11 @@ def test_gradients_reach_every_layer_of_the_encoder(X, name):
     assert all(gradients[f"blocks.{block}.0.weight"].abs().sum() > 0 for block in range(2))
 
 
-@every_objective
-@pytest.mark.parametrize("replacement", ["uniform", "marginal", "batch"])
-def test_a_checkpoint_never_holds_samples(X, name, replacement):
-    objective = small(name, X, replacement=replacement)
+@pytest.mark.parametrize("name, settings", [("mixing", {})] + [
+    (name, dict(replacement=replacement)) for name in SMALL if name != "mixing"
+    for replacement in ("uniform", "marginal", "batch", "donor")])
+def test_a_checkpoint_never_holds_samples(X, name, settings):
+    objective = small(name, X, **settings)
     rows = {tuple(row) for row in X.tolist()} | {tuple(column) for column in X.T.tolist()}
     for key, value in objective.state_dict().items():
         assert not key.endswith("pool")
@@ -334,6 +507,9 @@ def test_a_batch_of_another_width_is_refused(X, name):
     ("vime", dict(redraw=1)), ("vime", dict(corruption_rate=None)), ("byol", dict(ema_decay=1.01)),
     ("byol", dict(ema_decay=-0.1)), ("byol", dict(hidden=0)), ("byol", dict(projection=2.0)),
     ("byol", dict(head_dropout=2)), ("byol", dict(symmetric=None)), ("byol", dict(depth=0)),
+    ("barlow-twins", dict(projection=0)), ("vicreg", dict(replacement="zeros")), ("denoising", dict(width=1.5)),
+    ("donor-swap", dict(corruption_rate=2)), ("unmixing", dict(agreement=-1)), ("unmixing", dict(term="cosine")),
+    ("unmixing", dict(replacement=None)), ("mixing", dict(largest_share=0.5)), ("mixing", dict(largest_share=True)),
 ])
 def test_a_setting_that_makes_no_sense_is_refused_by_name(name, setting):
     with pytest.raises(ValueError, match=next(iter(setting)).replace("_", "[_ ]")):

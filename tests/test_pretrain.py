@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ssl_expr import pretrain as module
 from ssl_expr import wide
@@ -32,7 +33,8 @@ from ssl_expr.storage import load_tensors, save_tensors, tensor_digest
 torch.set_num_threads(1) # two threads on a busy machine are many times slower
 SMALL = {"width": 8, "depth": 2}
 ARMS = [("scarf", {}), ("scarf", {"replacement": "marginal", "symmetric": True}), ("vime", {}),
-        ("vime", {"redraw": False}), ("byol", {"hidden": 16, "projection": 8, "head_dropout": 0.2})]
+        ("vime", {"redraw": False}), ("byol", {"hidden": 16, "projection": 8, "head_dropout": 0.2}),
+        ("unmixing", {}), ("mixing", {}), ("vicreg", {"projection": 8})]
 X = np.random.default_rng(0).normal(size=(53, 17)).astype("float32")
 
 
@@ -55,6 +57,12 @@ def digest(objective) -> str: return tensor_digest(objective.state_dict())
 
 # ---------------------------------------------------------------------------------------------- the loop itself
 
+def cycle(done):
+    "The rate of one cycle by hand, as a share of its highest value."
+    if done < 0.3: return 0.52 - 0.48*math.cos(math.pi*done/0.3)
+    return 0.5 + 0.5*math.cos(math.pi*(done - 0.3)/0.7)
+
+
 def plain_loop(objective, X, settings):
     "A slow second version of the loop: plain loops, optimisers without fused or foreach kernels."
     torch.manual_seed(settings.seed)
@@ -69,10 +77,13 @@ def plain_loop(objective, X, settings):
                  "rmsprop": lambda: torch.optim.RMSprop(parameters, rate, 0.9, 1e-7, momentum=momentum, foreach=False),
                  }[settings.optimizer]()
     losses = []
-    for _ in range(settings.epochs):
+    for epoch in range(settings.epochs):
         objective.train()
         sums = 0.0
-        for part in batches(len(train), settings.batch_size, generator):
+        parts = batches(len(train), settings.batch_size, generator)
+        for number, part in enumerate(parts):
+            if settings.schedule == "one-cycle":
+                optimizer.param_groups[0]["lr"] = rate*cycle((epoch + number/len(parts))/settings.epochs)
             optimizer.zero_grad()
             loss = objective.loss(X[train[part]], generator, train[part])
             loss.backward()
@@ -145,12 +156,13 @@ def test_a_matrix_on_disk_or_of_half_precision_trains_as_in_memory(tmp_path, nam
         assert digest(part) == digest(whole)
 
 
+@pytest.mark.parametrize("name", ["vime", "unmixing", "mixing"])
 @pytest.mark.parametrize("kind", ["array", "tensor", "disk", "half"])
-def test_the_matrix_is_not_copied(tmp_path, monkeypatch, kind):
+def test_the_matrix_is_not_copied(tmp_path, monkeypatch, kind, name):
     given = {"array": X, "tensor": torch.from_numpy(X), "disk": on_disk(tmp_path, X), "half": X.astype("float16")}[kind]
     seen = []
     monkeypatch.setattr(module, "_train_epoch", lambda run, X, *rest: seen.append((X, run.objective.corruption)) or 0.)
-    brief(fresh("vime"), given, epochs=1)
+    brief(fresh(name), given, epochs=1)
     (matrix, corruption), = seen
     here = given.data_ptr() if kind == "tensor" else given.__array_interface__["data"][0]
     assert matrix.data_ptr() == here
@@ -226,6 +238,22 @@ def test_without_held_out_rows_all_are_trained_on():
     assert history.held_out_loss.isna().all() and history.loss.notna().all()
 
 
+@pytest.mark.parametrize("name, settings", [
+    ("denoising", {}), ("donor-swap", {}), ("unmixing", {}), ("mixing", {}), ("barlow-twins", {"projection": 16}),
+    ("vicreg", {"projection": 16})])
+def test_the_recipe_learns_how_genes_depend_on_each_other_and_no_noise(name, settings):
+    "On rows that it has not seen; in the second matrix every gene has the same values, in an order of its own."
+    generator = torch.Generator().manual_seed(0)
+    programs = torch.randn(240, 3, generator=generator).repeat_interleave(12, 1)
+    ordered = programs + 0.5*torch.randn(240, 36, generator=generator)
+    shuffled = torch.stack([gene[torch.randperm(240, generator=generator)] for gene in ordered.T], dim=1)
+    losses = []
+    for data in (ordered, shuffled):
+        objective = fresh(name, 36, **settings | {"width": 32})
+        losses.append(pretrain(objective, data/data.std(0), epochs=30, progress=False).held_out_loss.to_numpy())
+    assert losses[0][-1] < 0.8*losses[0][0] and losses[0][-1] < 0.8*losses[1][-1]
+
+
 def test_history_is_that_of_the_encoder_as_it_is():
     objective = fresh()
     history = brief(objective)
@@ -237,13 +265,145 @@ def test_history_is_that_of_the_encoder_as_it_is():
     assert history.effective_rank.iloc[-1] == module.effective_rank(Z)
 
 
+# ---------------------------------------------------------------------------------------------- the rate
+
+def rates_of(objective, **settings):
+    "The rates that the parts of the optimiser have at every step."
+    seen: dict[int, list[float]] = {}
+    def look(optimizer, *_): seen.setdefault(id(optimizer), []).extend(group["lr"] for group in optimizer.param_groups)
+    hook = register_optimizer_step_pre_hook(look)
+    try: brief(objective, **settings)
+    finally: hook.remove()
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("epochs, batch_size, optimizer", [(5, 16, "adam"), (100, 16, "adamw"), (60, 30, "rmsprop")])
+def test_one_cycle_is_torchs_up_to_where_a_step_is_counted(epochs, batch_size, optimizer):
+    "torch comes to the ends of both phases one step earlier: they differ by less than what five steps of n change."
+    seen, = rates_of(fresh(), epochs=epochs, batch_size=batch_size, optimizer=optimizer, learning_rate=0.01,
+                     schedule="one-cycle")
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    schedule, n = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.01, total_steps=len(seen)), len(seen)
+    want = []
+    for _ in range(n):
+        want.append(theirs.param_groups[0]["lr"])
+        theirs.step(); schedule.step()
+    assert n == epochs*len(batches(48, batch_size, torch.Generator()))
+    assert np.abs(np.subtract(seen, want)).max() < 0.01*5.1/n
+    assert seen == pytest.approx([0.01*cycle(step/n) for step in range(n)], rel=1e-12)
+    assert seen[0] == pytest.approx(0.01/25) and max(seen) == pytest.approx(0.01, rel=0.02) and seen[-1] < 0.001
+
+
+def test_every_part_of_an_optimiser_follows_the_cycle(monkeypatch):
+    in_blocks_of_five(monkeypatch)
+    first, *others = rates_of(fresh(), schedule="one-cycle")
+    assert len(others) == 4 and len(set(first)) == len(first) and all(other == first for other in others)
+
+
+def test_a_constant_rate_is_never_touched(monkeypatch):
+    monkeypatch.setattr(module, "set_rate", None)
+    assert rates_of(fresh(), learning_rate=0.003) == [[0.003]*12]
+    given, usual = fresh(), fresh()
+    brief(given, schedule="constant"), brief(usual)
+    assert digest(given) == digest(usual)
+
+
+@pytest.mark.parametrize("optimizer, blocked", [("adam", False), ("sgd", True), ("rmsprop", False)])
+@pytest.mark.parametrize("n_steps", [4, 8, 20])   # of 21: on the way up, on the way down, in the last epoch
+def test_a_cycle_cut_anywhere_goes_on_at_its_rate(tmp_path, monkeypatch, optimizer, blocked, n_steps):
+    if blocked: in_blocks_of_five(monkeypatch)
+    choice = dict(epochs=7, optimizer=optimizer, learning_rate=1e-3, schedule="one-cycle", checkpoint_every=1)
+    whole, again = fresh(), fresh()
+    want, *_ = rates_of(whole, **choice)
+    choice["checkpoint"] = tmp_path/"c.safetensors"
+    with pytest.raises(PowerCut): brief(fail_after(fresh(), n_steps), **choice)
+    rest, *_ = rates_of(again, **choice)
+    assert 0 < len(rest) < 21 and rest == want[-len(rest):]
+    assert digest(again) == digest(whole)
+
+
+# ---------------------------------------------------------------------------------------------- donors
+
+TAKERS = [("unmixing", {}), ("mixing", {}), ("vime", {}), ("scarf", {"replacement": "donor"})]
+takers = pytest.mark.parametrize("name, settings", TAKERS)
+SOME = np.arange(len(X)) % 4 == 0
+
+
+@takers
+def test_only_donors_that_are_trained_on_give_values(name, settings):
+    objective, everybody, usual = (fresh(name, **settings) for _ in range(3))
+    brief(objective, donors=SOME), brief(everybody, donors=np.ones(len(X), bool)), brief(usual)
+    train, held_out = hold_out(len(X), 0.1, torch.Generator().manual_seed(0))
+    assert objective.corruption.rows.tolist() == [row for row in train.tolist() if SOME[row]]
+    assert SOME[held_out].any()
+    assert digest(everybody) == digest(usual) != digest(objective)
+
+
+@pytest.mark.parametrize("given", [
+    SOME.tolist(), torch.from_numpy(SOME), pd.Series(SOME), np.flatnonzero(SOME), np.flatnonzero(SOME)[::-1].tolist(),
+    torch.arange(0, len(X), 4), range(0, len(X), 4)], ids=lambda given: type(given).__name__)
+def test_donors_are_a_mask_or_row_numbers_of_any_kind(given):
+    one, two = fresh("mixing"), fresh("mixing")
+    brief(one, donors=given), brief(two, donors=SOME)
+    assert digest(one) == digest(two)
+
+
+@takers
+def test_noise_in_rows_that_are_held_out_moves_nothing_even_if_they_are_called_donors(name, settings):
+    train, held_out = hold_out(len(X), 0.1, torch.Generator().manual_seed(0))
+    noise = X.copy()
+    noise[held_out] = 1e3*np.random.default_rng(1).normal(size=(len(held_out), 17))
+    clean, scrambled = fresh(name, **settings), fresh(name, **settings)
+    for objective, data in ((clean, X), (scrambled, noise)): brief(objective, data, donors=[*held_out, *train[:9]])
+    assert digest(clean) == digest(scrambled)
+
+
+@takers
+def test_donors_of_a_matrix_on_disk_are_those_in_memory(tmp_path, name, settings):
+    one, two = fresh(name, **settings), fresh(name, **settings)
+    brief(one, donors=SOME), brief(two, on_disk(tmp_path, X), donors=SOME)
+    assert digest(one) == digest(two)
+
+
+def test_a_uniform_range_does_not_care_who_is_a_donor():
+    one, two = fresh(), fresh()
+    brief(one, donors=SOME), brief(two)
+    assert digest(one) == digest(two)
+
+
+@pytest.mark.parametrize("given, message", [
+    (hold_out(len(X), 0.1, torch.Generator().manual_seed(0))[1], "donors name none of the 48 rows that are trained on"),
+    (np.zeros(len(X), bool), "donors name none of the 48 rows"), (SOME[:-1], "donors must be 53 times True or False"),
+    ([53], "row numbers from 0 to 52, got .53."), ([-1], "got .-1."), ([0.5], "row numbers"),
+    (["normal"], "row numbers"), ({"tumour": ["normal"]}, "row numbers"), ([[1, 2]], "row numbers"), (3, "row numbers"),
+    ([], "donors")])
+def test_donors_that_are_no_rows_are_refused_in_one_sentence(given, message):
+    with pytest.raises(ValueError, match=message) as caught: brief(fresh("mixing"), donors=given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_belongs_to_its_donors(tmp_path):
+    path, one, two = tmp_path/"c.safetensors", fresh("mixing"), fresh("mixing")
+    brief(one, checkpoint=path, donors=SOME)
+    for other in (None, ~SOME, np.ones(len(X), bool)):
+        with pytest.raises(ValueError, match=r"another pretraining \(other donors\)"):
+            brief(fresh("mixing"), checkpoint=path, donors=other)
+    brief(two, checkpoint=path, donors=np.flatnonzero(SOME))
+    assert digest(one) == digest(two)
+
+
+def test_training_by_name_takes_donors():
+    one, two = by_name("mixing", donors=SOME)[0], by_name("mixing")[0]
+    assert one.corruption.rows.tolist() != two.corruption.rows.tolist() and digest(one) != digest(two)
+
+
 # ---------------------------------------------------------------------------------------------- settings and data
 
-@pytest.mark.parametrize("name", ["scarf", "vime", "byol"])
+@pytest.mark.parametrize("name", sorted(module.objectives()))
 def test_published_settings_are_the_default(name):
     objective = fresh(name)
     settings = training_settings(objective)
-    for field in ("epochs", "batch_size", "optimizer", "learning_rate", "momentum"):
+    for field in ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "schedule"):
         assert getattr(settings, field) == getattr(objective.paper_training, field)
 
 
@@ -257,7 +417,7 @@ def test_the_published_momentum_does_not_follow_to_another_optimiser():
     ("learning_rate", 0), ("learning_rate", -1), ("learning_rate", math.nan), ("learning_rate", "1e-3"),
     ("optimizer", "lion"), ("optimizer", 3), ("momentum", 1), ("momentum", 0.9), ("held_out", 0.9), ("held_out", -0.1),
     ("seed", -1), ("seed", "a"), ("checkpoint_every", 0), ("device", "abacus"), ("device", 1.5),
-    ("precision", "half")])
+    ("precision", "half"), ("schedule", "cosine"), ("schedule", 1)])
 def test_a_setting_that_cannot_be_right_is_refused_by_name(setting, value):
     with pytest.raises(ValueError, match=setting) as caught: brief(fresh(), **{setting: value})
     assert "\n" not in str(caught.value)
@@ -423,6 +583,7 @@ def test_a_finished_run_returns_at_once(tmp_path):
 @pytest.mark.parametrize("what, objective, data, settings", [
     ("data", {}, X + 1e-3, {}), ("temperature", {"temperature": 0.5}, X, {}),
     ("learning_rate", {}, X, {"learning_rate": 1e-2}),
+    ("schedule", {}, X, {"schedule": "one-cycle"}),
     ("epochs", {}, X, {"epochs": 5}), ("seed", {}, X, {"seed": 1}), ("objective", {"name": "vime"}, X, {}),
     ("width", {"width": 16}, X, {})])
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, what, objective, data, settings):
@@ -432,6 +593,19 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, what, objecti
     with pytest.raises(ValueError, match=rf"another pretraining \(other .*{what}.*delete it or use another path"):
         brief(fresh(**objective), data, checkpoint=path, **settings)
     assert path.read_bytes() == content
+
+
+def test_a_run_of_constant_rate_without_donors_is_described_as_in_earlier_versions(tmp_path):
+    "So its checkpoints, and those of earlier versions, go on."
+    def described(**settings):
+        brief(fresh(), checkpoint=tmp_path/"c", **settings)
+        (_, metadata), _ = load_tensors(tmp_path/"c"), (tmp_path/"c").unlink()
+        return set(metadata["pretraining"])
+    usual = {"objective", "width", "depth", "dropout", "corruption_rate", "temperature", "symmetric", "replacement",
+             "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "held_out", "seed", "data",
+             "initial weights"}
+    assert described() == described(schedule="constant") == usual
+    assert described(schedule="one-cycle", donors=SOME) == usual | {"schedule", "donors"}
 
 
 def test_a_checkpoint_of_other_initial_weights_is_refused(tmp_path):

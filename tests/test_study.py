@@ -127,6 +127,8 @@ def test_every_figure_but_the_method_schematic_reads_a_collected_table():
     (dict(fine_tuning=dict(fractions=["a"])), "'a'"),
     (dict(fine_tuning=dict(epoch=2)), "no parameter 'epoch'"),
     (dict(corruption=dict(rates=[0.3, 0.5])), "corruption needs rate 0"),
+    (dict(arms={"scratch": {}, "mixing": dict(method="mixing", donors={"tumour": ["normal"]})},
+          architectures=dict(arms=["scratch", "mixing"])), "architectures names arm 'mixing', which has donors"),
     (dict(phenotypes=dict(outcomes=[dict(name="x", label="y", where=dict(a="b"))])), "where: {annotation: [values]}"),
     (dict(pretraining_sizes=dict(arms=["scratch"], sizes=[0])), "pretraining_sizes needs pretrained arms"),
     (dict(arms={"scarf": dict(method="scarf", epoch=2)}), "no parameter 'epoch'"),
@@ -325,6 +327,18 @@ def test_a_faulty_part_is_refused_when_planned(parts, said):
     with pytest.raises((ValueError, TypeError), match=re.escape(said)): with_parts(**parts)
 
 
+def test_settings_are_the_papers_where_the_task_is_and_what_was_used_where_it_is_ours():
+    arms = dict(scratch={}, scarf=dict(method="scarf", epochs=7), wide=dict(method="mixing", width=512),
+                unmixing=dict(method="unmixing", settings=dict(agreement=0.5)))
+    table = collect.settings(Plan("x", TOP | dict(arms=arms, encoder=dict(depth=3))), [])["settings"]
+    found = {(row.arm, row.setting): (row.paper, row.code, row.used) for row in table.itertuples()}
+    assert found["scarf", "epochs"] == (1000, 1000, 7) and found["scarf", "symmetric"] == (False, True, False)
+    assert found["scarf", "schedule"] == ("constant", "constant", "constant")
+    assert found["wide", "schedule"] == ("", "", "one-cycle") and found["wide", "largest_share"] == ("", "", 0.45)
+    assert found["wide", "width"][2] == 512 and found["unmixing", "width"][2] == 256    # that of the experiment
+    assert found["unmixing", "depth"][2] == 3 and found["unmixing", "agreement"] == ("", "", 0.5)
+
+
 def test_a_comparison_rests_on_the_runs_of_both_parts():
     plan = with_parts(few=dict(prepare=dict(genes=20)), leaky=dict(against="few", prepare=dict(genes=30)))
     assert parts_in("shortcuts", plan) == ["leaky"]
@@ -345,6 +359,8 @@ def test_a_record_with_a_value_that_the_plan_no_longer_states_is_not_as_planned(
     assert run.made_so(dict(parameters=made)) and run.made_so(dict(parameters=run.parameters))
     assert not run.made_so(dict(parameters=made | dict(epochs=6)))
     assert not run.made_so(dict(parameters=made | dict(batch_size=7)))
+    assert run.made_so(dict(parameters={name: value for name, value in made.items() if name != "donors"}))
+    assert not run.made_so(dict(parameters=made | dict(donors={"tumour": ["normal"]})))
 
 
 def test_a_kept_run_counts_only_while_all_it_rests_on_is_as_planned(tmp_path, monkeypatch):

@@ -8,8 +8,13 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 from conftest import KEEPING, TINY
 
+from ssl_expr.data import toy
+from ssl_expr.nets import embed
+from ssl_expr.prepare import load_prepared
+from ssl_expr.pretrain import load_encoder, train_encoder
 from ssl_expr.run import digest
 from ssl_expr.study import TARGETS
 
@@ -185,6 +190,30 @@ def test_a_failed_run_is_reported_in_one_sentence_and_leaves_no_result(study_cop
     answer = study_copy.command("notebook", "experiments/pretrain", "results/x/pretrain.ipynb", json.dumps(values))
     assert answer.returncode == 1 and answer.stderr.count("\n") == 1 and "scrf" in answer.stderr
     assert not list((study_copy.folder/"results/x").glob("*.safetensors"))
+
+
+def test_donors_of_an_arm_are_found_in_the_annotations_of_the_prepared_data(study_copy):
+    def notebook(name, **values):
+        values = json.dumps(values | dict(folder="results/x"))
+        return study_copy.command("notebook", f"experiments/{name}", f"results/x/{name}.ipynb", values)
+    toy().write_h5ad(study_copy.folder/"mine.h5ad")
+    assert notebook("prepare", dataset="mine.h5ad", genes=30).returncode == 0
+    choice = dict(prepared="results/x/prepared.safetensors", method="mixing", epochs=2)
+    wrong = notebook("pretrain", **choice, donors={"batch": ["batch-9"]})
+    assert wrong.returncode == 1 and "donors: no sample has batch 'batch-9': it can be" in wrong.stderr
+    answer = notebook("pretrain", **choice, donors={"batch": ["batch-1"]})
+    assert answer.returncode == 0, answer.stderr
+
+    data = load_prepared(study_copy.folder/"results/x/prepared.safetensors")
+    rows = data.split.pretrain
+    donors = toy().obs.loc[data.samples, "batch"].eq("batch-1").to_numpy()[rows]
+    record = json.loads((study_copy.folder/"results/x/encoder.json").read_text())
+    assert 0 < record["facts"]["n_donors"] == donors.sum() < len(rows)
+    encoder, _ = load_encoder(study_copy.folder/"results/x/encoder.safetensors")
+    wanted, others = (train_encoder("mixing", data.X[rows], 256, 4, 0.2, epochs=2, progress=False, donors=chosen)[0]
+                      for chosen in (donors, None))
+    found, same, other = (embed(each, data.X) for each in (encoder, wanted.encoder, others.encoder))
+    assert torch.allclose(found, same, atol=1e-4) and not torch.allclose(found, other, atol=1e-2)
 
 
 def test_a_damaged_result_file_is_named(finished, tmp_path):
