@@ -59,7 +59,7 @@ ARMS = {   # label, colour, marker; in the reading order of every legend and eve
     "mixing": ("mixing", "#80464D", "H"),
     "scratch": ("from scratch", "#000000", "D"),
     "scratch-fast": ("from scratch, rate 0.001", "#4D4D4D", "*"),
-    BEST: (BEST, "#555555", "X"),
+    BEST: (BEST, "#555555", "|"),
     "logistic-genes": ("logistic, genes", "#CC79A7", "x"),
     "logistic-pca": ("PCA + logistic", "#56B4E9", "+"),
     "boosted-trees": ("boosted trees", "#7F7F7F", "p"),
