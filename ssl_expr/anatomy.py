@@ -54,8 +54,8 @@ def giveaway(
     for replacement in replacements:
         for rate in rates:
             damage = Corruption(X.shape[1], rate, "fixed_count", replacement).fit(X, learned)
-            damaged = damage(clean, torch.Generator().manual_seed(seed))[0]
-            replaced = (damaged != clean).flatten().numpy()
+            damaged, mask = damage(clean, torch.Generator().manual_seed(seed))
+            replaced = mask.flatten().numpy()
             if replaced.all() or not replaced.any():
                 raise ValueError(f"at rate {rate} no gene was replaced, or every one: choose rates between 0 and 1")
             suspicion = dict(alone=((damaged - mean)/deviation).abs(), others=out_of_step(damaged, mean, inverse))
