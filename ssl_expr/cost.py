@@ -305,10 +305,21 @@ def _phenotypes(reckon:Reckoner, values:dict[str, Any]):
         for _ in range(1 + len(values["encoders"])): reckon.probe(fractions, values["repeats"], values["width"])
     reckon.shape = shape
 
+def _anatomy(reckon:Reckoner, values:dict[str, Any]):
+    shape = reckon.shape
+    if values["method"]:
+        reckon.pretrain(**values)
+        for _ in range(values["looks"] + 1): reckon.embed(values["width"], values["depth"])
+        passes = len(values["rates"])   # over the test samples, each time mixed anew
+    else: passes = len(values["rates"])*(3 + 7*len(values["replacements"]))   # ranking all values: seven projections
+    reckon.seconds += reckon.rates["projecting"]*(shape.pretrain + passes*shape.test)*shape.genes
+    reckon.disk += 1e-6*passes*shape.genes
+    reckon.matrices += 2
+
 STEPS:dict[str, Callable[[Reckoner, dict[str, Any]], None]] = dict(
     prepare=_prepare, pretrain=_pretrain, label_curve=_label_curve, baselines=_baselines, linear_probe=_linear_probe,
     architectures=_architectures, pretraining_sizes=_pretraining_sizes, corruption=_corruption, grid=_grid,
-    geometry=_geometry, phenotypes=_phenotypes)
+    geometry=_geometry, phenotypes=_phenotypes, anatomy=_anatomy)
 
 def reckoned(
     run:PlannedRun,

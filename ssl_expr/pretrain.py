@@ -387,6 +387,7 @@ def pretrain(
     precision:str="float32",         # of the matrix products; bfloat16 where the processor is quicker with it
     schedule:str|None=None,          # constant | one-cycle; None = the objective's
     donors=None,                     # rows of X that may give values to others, (N,) bool or row numbers; None = all
+    after_epoch:Callable[[int, Objective], None]|None=None, # looks at the objective after each epoch, changes nothing
 )->pd.DataFrame:                     # one row per epoch: epoch, loss, held_out_loss, spread, effective_rank
     "Pretrain `objective` on unlabelled samples; the same call after a kill continues to the same result."
     settings = training_settings(objective, held_out, seed, epochs=epochs, batch_size=batch_size, optimizer=optimizer,
@@ -399,7 +400,7 @@ def pretrain(
     with kept_memory(), torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         source = X if isinstance(X, np.memmap) else matrix
-        run = _epochs(objective, matrix, settings, path, checkpoint_every, progress, source, donors)
+        run = _epochs(objective, matrix, settings, path, checkpoint_every, progress, source, donors, after_epoch)
     objective.to(home).eval()
     return pd.DataFrame(run.history, columns=pd.Index(COLUMNS))
 
@@ -408,6 +409,7 @@ def _epochs(
     path:Path|None, every:int, progress:bool,         # checkpoint, epochs between saves, show progress
     source:Tensor|np.memmap,                          # X, or the file it lies in: where replacements come from,
     donors,                                           # and which rows may give them; None = all
+    after_epoch:Callable[[int, Objective], None]|None, # its draws are not the training's
 )->_Run:                                              # at its end
     "The epochs of `pretrain`, from the start or from a checkpoint."
     def optimizer(weights): return OPTIMIZERS[settings.optimizer](weights, settings.learning_rate, settings.momentum)
@@ -428,6 +430,8 @@ def _epochs(
             run.history.append([epoch, loss, _held_out_loss(objective, X, held_out, settings), embedding_spread(Z),
                                 effective_rank(Z)])
             shown.show(*run.history[-1])
+            if after_epoch:
+                with torch.random.fork_rng(devices=[]): after_epoch(epoch, objective)
             if path and (epoch % every == 0 or epoch == settings.epochs):
                 save_tensors(path, _state(run), {"pretraining": identity})
             if not warned and (warned := collapsed(run.history)):
@@ -454,9 +458,10 @@ def train_encoder(
     checkpoint:str|Path|None=None, # file to resume from and to save to
     checkpoint_every:int=10,       # epochs between two saves
     progress:bool=True,            # show a bar, or about ten lines in a log
-    device:str="cpu",              # as for `pretrain`, like the next
+    device:str="cpu",              # as for `pretrain`, like the next two
     precision:str="float32",       # float32 | bfloat16
     donors=None,                   # rows that may give values to others, see `pretrain`; None = all
+    after_epoch:Callable[[int, Objective], None]|None=None,
     **training:Any,                # `TRAINING` by name; they win over the variant, None = as published
 )->tuple[Objective, pd.DataFrame]: # the trained objective, and its history (see `pretrain`)
     "Build an objective by name and pretrain it; `ValueError` for a name or a value that cannot be right."
@@ -477,7 +482,8 @@ def train_encoder(
     with seeded(seed):
         objective = build(method, np.shape(X)[1], **shape | given)
     return objective, pretrain(objective, X, seed=seed, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
-                               progress=progress, device=device, precision=precision, donors=donors, **chosen)
+                               progress=progress, device=device, precision=precision, donors=donors,
+                               after_epoch=after_epoch, **chosen)
 
 # %% ../nbs/40_pretrain.ipynb #cell-45
 def save_encoder(

@@ -42,6 +42,7 @@ DEFAULTS:dict[str, Any] = dict(
     corruption={},                   # rates, replacements and fractions of Fig. S5
     grid={},                         # depths, widths and dropouts of Table S4
     phenotypes={},                   # splits, arms and outcomes beyond the label
+    anatomy={},                      # splits, arms and rates of the question why a pretext task works
     parts={},                        # name -> what a further comparison does otherwise: see `lay_over`
     search="",                       # arm that all others vary: see `collect.search`
     figures=[],                      # figures and tables to draw; empty: all whose numbers there are
@@ -144,7 +145,7 @@ def _check_part(
     for arm in profile["ensembles"]:
         if "method" not in profile["arms"].get(arm, {}) or not profile["linear_probe"]:
             refuse(f"ensembles names {arm!r}: it must be a pretrained arm, and linear_probe must be true")
-    for key in ("architectures", "pretraining_sizes", "phenotypes"):
+    for key in ("architectures", "pretraining_sizes", "phenotypes", "anatomy"):
         for arm in [*profile[key].get("arms", []), *profile[key].get("epochs", [])]:
             if arm not in profile["arms"]: refuse(f"{key} names arm {arm!r}: known are {', '.join(profile['arms'])}")
             if key != "phenotypes" and "donors" in profile["arms"][arm]:
@@ -160,6 +161,9 @@ def _check_part(
     sized = profile["pretraining_sizes"].get("arms", [])
     if sized and (len(sized) < 2 or sum("method" not in profile["arms"][arm] for arm in sized) != 1):
         refuse("pretraining_sizes needs pretrained arms, and one from scratch to compare them with")
+    looked = profile["anatomy"].get("arms", [])
+    if profile["anatomy"] and sum("method" not in profile["arms"][arm] for arm in looked) != 1:
+        refuse("anatomy needs arms, one of them from scratch: it stands for the data themselves")
     if profile["corruption"] and not {0} < {*profile["corruption"].get("rates", [0, 0.3])}:
         refuse("corruption needs rate 0, which the others are compared with, and at least one other")
     for key in ("fine_tuning", "architectures", "pretraining_sizes"):
@@ -189,13 +193,14 @@ TARGETS = dict(  # experiment -> the file it makes
     prepare="prepared.safetensors", pretrain="encoder.safetensors",
     label_curve="label_curve.parquet", baselines="baselines.parquet", linear_probe="linear_probe.parquet",
     architectures="architectures.parquet", pretraining_sizes="pretraining_sizes.parquet",
-    corruption="corruption.parquet", grid="grid.parquet", geometry="geometry.csv", phenotypes="phenotypes.parquet")
+    corruption="corruption.parquet", grid="grid.parquet", geometry="geometry.csv", phenotypes="phenotypes.parquet",
+    anatomy="anatomy.parquet")
 BESIDE = dict(   # ... and what it makes beside it
     pretrain=("history.csv",), architectures=("spectra.csv",), phenotypes=("survival.parquet",))
 KEPT = dict(     # what is kept of it, if not the target and what lies beside
     prepare=("classes.csv",), pretrain=("history.csv",))
 SMALLER = ("prepare", "geometry")  # which are not kept as they are: see `collect.smaller`
-QUESTIONS = ("architectures", "pretraining_sizes", "corruption", "grid", "phenotypes")  # asked on some splits only
+QUESTIONS = ("architectures", "pretraining_sizes", "corruption", "grid", "phenotypes", "anatomy")  # on some splits only
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -308,7 +313,7 @@ class Plan:
         return prepared, encoders
 
     def _ask_more(self, own:dict[str, Any], base:str, where:dict[str, Any], prepared:str, encoders:dict[str, str]):
-        "Depth and width, pretraining size, corruption, grid and phenotypes, on the splits named for them."
+        "Depth and width, pretraining size, corruption, grid, phenotypes and anatomy, on the splits named for them."
         set_by_question = ("fractions", "repeats", "modes")
         shared = {name: value for name, value in own["fine_tuning"].items() if name not in set_by_question}
         context = dict(prepared=prepared, vary_subset=where["protocol"] == "strict", fine_tuning=shared)
@@ -327,8 +332,10 @@ class Plan:
             for arm in asked.pop("arms", []):
                 pretraining, tuning = _recipe(own["arms"][arm] | ({"epochs": epochs[arm]} if arm in epochs else {}))
                 method = pretraining.pop("method", "")
-                values = asked | dict(method=method, pretraining=pretraining, fine_tuning=shared | tuning)
-                if method: values["baselines"] = []  # one set stands beside all arms
+                own_way = dict(pretraining=pretraining) if "pretraining" in known else pretraining
+                values = asked | own_way | dict(method=method)
+                if "fine_tuning" in known: values["fine_tuning"] = shared | tuning
+                if method and "baselines" in known: values["baselines"] = []  # one set stands beside all arms
                 self._add(question, f"{base}/{arm}", values, (prepared,), arm=arm, **where)
 
     def of(self, *experiments:str, part:str="")->list[PlannedRun]:
@@ -420,6 +427,7 @@ COLLECTIONS = dict(
     corruption=Collection(("corruption", "corruption_difference"), ("corruption",)),
     grid=Collection(("grid",), ("grid",)),
     phenotypes=Collection(("phenotypes", "survival"), ("phenotypes",)),
+    anatomy=Collection(("detection", "separation", "recovery"), ("anatomy",)),
     classes=Collection(("classes",), ("prepare",)),
     settings=Collection(("settings",), ()),
     embeddings=Collection(("embeddings",), ("geometry",)),
