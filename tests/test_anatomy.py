@@ -230,8 +230,8 @@ def test_a_question_that_would_fail_later_is_refused_when_planned(change, said):
 def test_whatever_an_arm_may_set_of_its_pretraining_the_experiment_takes_too():
     of_pretraining = declared("experiments/pretrain")
     own = declared("experiments/anatomy")
-    assert set(of_pretraining) - {"checkpoint_every"} <= set(own)
-    alike = set(of_pretraining) - {"checkpoint_every", "method", "folder"}
+    assert set(of_pretraining) - {"checkpoint_every", "donors"} <= set(own)   # an arm with donors is refused
+    alike = set(of_pretraining) - {"checkpoint_every", "donors", "method", "folder"}
     assert {name: own[name] for name in alike} == {name: of_pretraining[name] for name in alike}
 
 
