@@ -9,6 +9,7 @@ __all__ = ['PUBLIC', 'SOONER', 'STEPS', 'COLUMNS', 'Cost', 'Shape', 'shapes_file
 # %% ../nbs/79_cost.ipynb #cell-03
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
@@ -425,8 +426,9 @@ def bill(
     clock = _long(wall_seconds(plan, costs, at_once))
     lines += [f"by the clock: about {clock}, {at_once} run{'s'*(at_once > 1)} at a time",
               "memory: of the largest run; early stopping as in the study, it can end fine-tuning sooner",
-              f"rates: {machine['processor']}, {machine['kernels']}, measured {rates['date']} ({where});",
-              "       runs like those that have finished count as long as these took",
+              textwrap.fill(
+                  f"rates: {machine['processor']}, {machine['kernels']}, measured {rates['date']} ({where}); runs like "
+                  "those that have finished count as long as these took", 100, subsequent_indent=7*" "),
               *_accelerator(plan, costs, rates)]
     return "\n".join(lines)
 
