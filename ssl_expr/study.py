@@ -178,8 +178,9 @@ def check_profile(
 )->dict[str, Any]:             # the same
     "Refuse what would only fail hours later, deep inside a run, in the profile itself and in its parts."
     found = parts(name, profile)
-    if unknown := sorted(set(profile.get("figures", [])) - set(figures())):
-        raise ValueError(f"In profile {name}, there is no figure {unknown[0]!r}: known are {', '.join(figures())}.")
+    known = {path.stem for path in (repository()/"nbs"/"figures").glob("*.ipynb")}
+    if unknown := sorted(set(profile["figures"]) - known):
+        raise ValueError(f"In profile {name}, there is no figure {unknown[0]!r}: known are {', '.join(sorted(known))}.")
     for part, own in found.items():
         where = f"profile {name}" + (f", part {part}" if part != "main" else "")
         other = found.get(_check_part(where, own)["against"], own)

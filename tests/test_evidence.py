@@ -14,7 +14,17 @@ from ssl_expr.answers import gains_by_use, how_many_labels, linear_or_not, share
 from ssl_expr.claims import METRIC, NOT_RUN, PAPER_METRIC, claims, claims_table, examine
 from ssl_expr.findings import QUESTIONS, elsewhere, findings, subtypes_and_normals
 from ssl_expr.lookup import METHODS, TABLES, TENFOLD, WHOLE, versus
-from ssl_expr.pages import BEGIN, END, publish, published, replace_block, replace_in_notebook
+from ssl_expr.pages import (
+    BEGIN,
+    END,
+    block_of,
+    marks,
+    publish,
+    published,
+    published_recipe,
+    replace_block,
+    replace_in_notebook,
+)
 from ssl_expr.report import LINEAR, label, read_runs
 from ssl_expr.run import declared
 from ssl_expr.savings import gain_area
@@ -84,6 +94,28 @@ def test_every_published_number_is_that_of_the_committed_tables(name):
         f"{name} is not what the tables give: run `ssl-expr figures --profile study`")
 
 
+@pytest.mark.parametrize("name", ["README.md", "nbs/index.ipynb"])
+def test_every_number_of_the_recipe_is_that_of_the_committed_tables(name):
+    assert (REPOSITORY/name).read_bytes() == published_recipe(REPOSITORY, "unmixing")[name].encode(), (
+        f"{name} is not what the tables give: run `ssl-expr figures --profile unmixing`")
+
+
+def test_the_recipe_and_the_findings_leave_each_other_alone(repository):
+    shutil.copytree(REPOSITORY/"figures"/"data"/"unmixing", repository/"figures"/"data"/"unmixing",
+                    ignore=shutil.ignore_patterns("runs"))
+    publish(repository, "study")
+    findings = block_of((repository/"README.md").read_text())
+    path = repository/"figures"/"data"/"unmixing"/"over_best.csv"
+    table = pd.read_csv(path)
+    table.assign(difference=table["difference"] + 0.5).to_csv(path, index=False)
+    assert publish(repository, "unmixing", published_recipe) == ["README.md", "nbs/index.ipynb"]
+    assert block_of((repository/"README.md").read_text()) == findings
+    recipe = block_of((repository/"README.md").read_text(), "recommended")
+    assert "+0.5" in recipe and publish(repository, "unmixing", published_recipe) == []
+    publish(repository, "study")
+    assert block_of((repository/"README.md").read_text(), "recommended") == recipe
+
+
 def test_publishing_writes_four_files_and_again_none(repository):
     assert set(publish(repository, "study")) == {"README.md", "nbs/index.ipynb", "figures/claims.md",
                                                  "figures/claims.csv"}
@@ -105,9 +137,10 @@ def test_publishing_leaves_what_people_wrote_alone(repository):
 def test_a_number_changed_by_hand_is_noticed(repository, name):
     publish(repository, "study")
     path, number = repository/name, r"\+0\.\d{3} \("
-    text = path.read_text()
+    typed, text = path.read_text(), path.read_text()
+    typed, text = (typed[:typed.index(BEGIN)], typed[typed.index(BEGIN):]) if BEGIN in typed else ("", text)
     assert re.search(number, text)
-    path.write_text(re.sub(number, "+0.999 (", text, count=1))
+    path.write_text(typed + re.sub(number, "+0.999 (", text, count=1))
     assert published(repository, "study")[name] != path.read_text()
 
 
@@ -221,7 +254,7 @@ NO_RESULTS = [   # in README, outside the findings
 
 def prose(text):
     "What people wrote: without the findings, code and addresses."
-    for pattern in (f"{BEGIN}.*?{END}", r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)"):
+    for pattern in (f"{BEGIN}.*?{END}", "{}.*?{}".format(*marks("recommended")), r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)"):
         text = re.sub(pattern, " ", text, flags=re.S)
     return text
 

@@ -527,6 +527,13 @@ def test_a_search_sets_everything_tried_beside_the_arm_that_it_varies_at_few_lab
     assert table["minutes"].dropna().to_dict() == {"unmixing": 1.5, "wider": 4}
 
 
+def test_a_profile_draws_the_figures_that_it_names_and_no_others():
+    some = dict(linear_probe=True, labels_needed=True, baselines=["logistic-genes"])
+    assert len(figures(Plan("x", TOP | some))) > 3
+    assert figures(Plan("x", TOP | some | dict(figures=["fig_labels_needed"]))) == ["fig_labels_needed"]
+    with pytest.raises(ValueError, match="there is no figure 'fig_label'"): Plan("x", TOP | dict(figures=["fig_label"]))
+
+
 def test_only_a_search_makes_the_table_of_what_was_tried():
     made = {asked: Plan("x", TOP | dict(search=asked, linear_probe=True)) for asked in ("scarf", "")}
     assert [("search" in collections(plan), "table_search" in figures(plan)) for plan in made.values()] == [
