@@ -254,7 +254,8 @@ NO_RESULTS = [   # in README, outside the findings
 
 def prose(text):
     "What people wrote: without the findings, code and addresses."
-    for pattern in (f"{BEGIN}.*?{END}", "{}.*?{}".format(*marks("recommended")), r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)"):
+    blocks = (f"{BEGIN}.*?{END}", "{}.*?{}".format(*marks("recommended")))
+    for pattern in (*blocks, r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)"):
         text = re.sub(pattern, " ", text, flags=re.S)
     return text
 
