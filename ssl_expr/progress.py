@@ -9,7 +9,7 @@ __all__ = ['COMPARED', 'so_far']
 from copy import copy
 from typing import Any
 
-from .study import QUESTIONS, Plan, PlannedRun
+from .study import ENSEMBLE, QUESTIONS, Plan, PlannedRun
 
 # %% ../nbs/76_progress.ipynb #cell-06
 COMPARED = ("prepare", "pretrain", "label_curve", "linear_probe", "baselines")
@@ -80,7 +80,7 @@ def _belongs(
     own = parts.get(run.part)
     if own is None or run.split not in own["splits"].get(run.protocol, []): return False
     if run.experiment in QUESTIONS: return run.split in own[run.experiment].get("splits", [])
-    return not run.arm or run.arm in own["arms"]
+    return not run.arm or run.arm.removesuffix(ENSEMBLE) in own["arms"]
 
 def _whose(
     run:PlannedRun,                   # that is missing

@@ -219,6 +219,13 @@ def test_encoders_are_read_out_as_asked_and_together_without_any_fine_tuning():
     assert all(run.parameters["readouts"] == asked["readouts"] for run in plan.of("linear_probe"))
 
 
+def test_an_ensemble_is_reported_with_its_arm():
+    from ssl_expr.progress import _belongs
+    parts = dict(main=DEFAULTS | dict(arms={"scarf": {}}, splits={"strict": [0]}))
+    def belongs(arm): return _belongs(PlannedRun("linear_probe", "x", {}, arm=arm, protocol="strict", split=0), parts)
+    assert belongs("scarf") and belongs("scarf-ensemble") and not belongs("vime-ensemble")
+
+
 @pytest.mark.parametrize("change", [dict(ensembles=["scratch"]), dict(ensembles=["x"]), dict(linear_probe=False)])
 def test_an_ensemble_of_what_is_not_pretrained_or_not_read_out_is_refused(change):
     asked = DEFAULTS | dict(arms={"scratch": {}, "scarf": {"method": "scarf"}}, linear_probe=True, ensembles=["scarf"])
