@@ -81,7 +81,7 @@ def boosted_trees(
 
 def self_training(
     C: float = 1.0,          # of the logistic regression
-    threshold: float = 0.9,  # probability from which on a guess becomes a label (measured: profile `search`)
+    threshold: float = 0.9,  # probability from which on a guess becomes a label; fixed beforehand, for every input
     rounds: int = 10,        # at most (scikit-learn)
 ) -> BaseEstimator:
     "Logistic regression that labels unlabelled samples it is sure of, and learns from them, round after round."

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .evaluate import OVER_SCRATCH, Resamples, against, differences, interval, label_curves, resample, verdicts
+from .evaluate import (OVER_SCRATCH, SEED_STEP, Resamples, against, differences, interval, label_curves,
+                               resample, verdicts)
 from .files import atomic, write_atomic
 from .finetune import FineTuning
 from .metrics import METRICS
@@ -41,7 +42,7 @@ def predictions_of(
     for run in runs:
         frame = pd.read_parquet(plan.source(run))
         frame["arm"] = frame["arm"].replace("", run.arm) if "arm" in frame else run.arm
-        frame["repeat"] += 1000*run.seed  # repeats of another pretraining seed are further repeats
+        frame["repeat"] += SEED_STEP*run.seed  # repeats of another pretraining seed are further repeats
         frames.append(frame.assign(protocol=run.protocol, split=run.split))
     return pd.concat(frames, ignore_index=True)
 

@@ -67,7 +67,8 @@ def vicreg_loss(
     return invariance * F.mse_loss(z1, z2) + variance * lacking + covariance * shared
 
 # %% ../nbs/33_redundancy.ipynb #cell-13
-RECIPE = TrainingSettings("adamw", 1e-3, batch_size=64, epochs=80, schedule="one-cycle")  # measured: profile `search`
+RECIPE = TrainingSettings("adamw", 1e-3, batch_size=64, epochs=80, schedule="one-cycle")
+# epochs and batch size: profile `search`; optimiser, rate and schedule were fixed beforehand
 
 class TwoViews(Objective):
     "Agreement of two corrupted views, without contrast."

@@ -306,9 +306,10 @@ class Plan:
                 self._add("baselines", f"{base}/baselines/seed{seed}", values, (prepared,), seed=seed, **where)
         for arm in own["ensembles"]:
             first, *others = siblings[arm]
-            values = probed | dict(encoder=first, beside=others, seed=own["seeds"][0])
-            self._add("linear_probe", f"{base}/{arm}{ENSEMBLE}", values, (prepared, first, *others),
-                      arm=f"{arm}{ENSEMBLE}", seed=own["seeds"][0], **where)
+            for seed in own["seeds"]:   # of the draws of labels, which the others have, too
+                values = probed | dict(encoder=first, beside=others, seed=seed)
+                self._add("linear_probe", f"{base}/{arm}{ENSEMBLE}/seed{seed}", values, (prepared, first, *others),
+                          arm=f"{arm}{ENSEMBLE}", seed=seed, **where)
         if not self.of("geometry"):
             shown = {arm: encoder for arm, encoder in encoders.items() if arm not in own["replacement_arms"]}
             self._add("geometry", base, dict(prepared=prepared, encoders=shown), (prepared, *shown.values()), **where)

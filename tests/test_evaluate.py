@@ -7,7 +7,16 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 from test_metrics import brute_force_calibration_error
 
-from ssl_expr.evaluate import Resamples, _draw, differences, label_curves, paired_difference, resample, scores
+from ssl_expr.evaluate import (
+    Resamples,
+    _draw,
+    _repeat_weights,
+    differences,
+    label_curves,
+    paired_difference,
+    resample,
+    scores,
+)
 from ssl_expr.metrics import LOWER_IS_BETTER, METRICS, score_samples, write_scores
 from ssl_expr.savings import (
     BEST,
@@ -504,3 +513,28 @@ def test_gains_say_over_how_many_splits_and_repeats_they_are():
     assert (table["n_splits"] == 2).all() and (table["n_repeats"] == 3).all()
     fewer = predictions_of(mostly, n_splits=2, n_repeats=3).query("arm != 'scratch' or repeat == 0")
     assert (gain_areas(fewer)["n_repeats"] == 1).all()   # the reference's single run is in every gain
+
+
+def test_repeats_that_share_an_encoder_are_drawn_together():
+    "Luck of three encoders, two repeats each: the mean varies as that of three draws, not of six."
+    luck = np.array([-1, -1, 0, 0, 1, 1])
+    together, apart = (_repeat_weights(kind, 20_000, 0) for kind in ("2 2 2", "6"))
+    for weights in (together, apart):
+        np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+        np.testing.assert_allclose(weights[0], 1/6)
+    assert (together[1:] @ luck).var() == pytest.approx(2/3/3, rel=0.05)
+    assert (apart[1:] @ luck).var() == pytest.approx(2/3/6, rel=0.05)
+
+
+def test_intervals_know_which_repeats_share_an_encoder():
+    def lucky(arm, fraction, hard, rng): return hard < 0.5
+    frame = predictions_of(lucky, n_repeats=6, fractions=(1.0,), arms=("scarf",))
+    bad = frame["repeat"].isin([4, 5])   # the third encoder is bad
+    classes = frame[[f"p{c}" for c in range(C)]].to_numpy()
+    frame.loc[bad, [f"p{c}" for c in range(C)]] = np.roll(classes, 1, axis=1)[bad]
+    shared = frame.assign(repeat=1000*(frame["repeat"]//2) + frame["repeat"] % 2)
+    def width(frame):
+        row = label_curves(frame).query("metric == 'accuracy'").iloc[0]
+        return row["mean"], row["high"] - row["low"]
+    (mean, wide), (same, narrow) = width(shared), width(frame)
+    assert mean == pytest.approx(same) and wide > 1.1*narrow

@@ -356,6 +356,7 @@ def test_fewer_unlabelled_rows_are_some_of_the_more_and_nothing_else_changes():
 
 @pytest.mark.parametrize("settings, message", [
     (dict(unlabelled=3), "unlabelled must be 8 to"), (dict(unlabelled=10**6), "rows that may pretrain"),
-    (dict(searched=dict(splits=[1])), "must name the splits and the label")])
+    (dict(searched=dict(splits=[1])), "must name the splits and the label"),
+    (dict(searched=SEARCH | dict(learn_on={})), "nothing beyond")])
 def test_what_cannot_be_left_out_is_refused_in_one_sentence(settings, message):
     with pytest.raises(ValueError, match=message): prepare("toy", **settings)

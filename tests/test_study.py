@@ -213,9 +213,11 @@ def test_encoders_are_read_out_as_asked_and_together_without_any_fine_tuning():
     assert not plan.of("label_curve")
     alone, together = ([run for run in plan.of("linear_probe") if (run.arm == "scarf-ensemble") == many]
                        for many in (False, True))
-    [whole] = together
+    whole, *more = together
     assert [run.parameters["encoder"] for run in alone] == [whole.parameters["encoder"], *whole.parameters["beside"]]
     assert set(whole.parameters["beside"]) < set(whole.needs)
+    assert [run.seed for run in together] == asked["seeds"], "the same draws of labels as the others"
+    assert all(run.parameters | dict(seed=0, folder="") == whole.parameters | dict(folder="") for run in more)
     assert all(run.parameters["readouts"] == asked["readouts"] for run in plan.of("linear_probe"))
 
 
