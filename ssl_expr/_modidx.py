@@ -735,6 +735,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ssl_expr.rates.training': ('rates.html#training', 'ssl_expr/rates.py'),
                                 'ssl_expr.rates.weights': ('rates.html#weights', 'ssl_expr/rates.py')},
             'ssl_expr.recommended': { 'ssl_expr.recommended.against_best': ('recommended.html#against_best', 'ssl_expr/recommended.py'),
+                                      'ssl_expr.recommended.against_the_usual': ( 'recommended.html#against_the_usual',
+                                                                                  'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.as_interval': ('recommended.html#as_interval', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.elsewhere': ('recommended.html#elsewhere', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.factor_in_words': ( 'recommended.html#factor_in_words',
