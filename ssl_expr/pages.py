@@ -131,6 +131,8 @@ def published_recipe(
     "README and the front page, as the tables of the recipe give them."
     data = root/"figures"/"data"/profile
     tables, runs = read_tables(data, RECIPE_TABLES), read_runs(data, "curves")
+    if not (data.parent/"search"/"search.csv").is_file():
+        runs["unfinished"] = [*runs.get("unfinished", []), "the record of the search"]
     readme, index = ((root/name).read_text(encoding="utf-8") for name in ("README.md", "nbs/index.ipynb"))
     return {"README.md": replace_block(readme, recommended(tables, runs), "recommended"),
             "nbs/index.ipynb": replace_in_notebook(index, recommended(tables, runs, "../"), "recommended")}
