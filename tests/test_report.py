@@ -603,6 +603,12 @@ def test_a_recipe_that_needs_more_labels_is_told_so_and_needs_no_method_of_the_p
     assert "methods of the paper" not in caption and set(numbers["arm"]) == {"unmixing", report.BEST}
 
 
+def test_a_task_of_ones_own_stands_where_the_recipe_would(tmp_path):
+    worth = {("mine" if arm == "unmixing" else arm, mode): times for (arm, mode), times in made_up.WORTH.items()}
+    _, caption, numbers, words = draw_needed(tmp_path, worth)
+    assert "mine" in set(numbers["arm"]) and words and "mine (self-training-C0.1)" in caption
+
+
 def test_without_a_known_factor_the_labels_needed_are_left_out(tmp_path):
     def unknown(needed): needed["factor"] = np.nan
     _, _, numbers, words = draw_needed(tmp_path, change=unknown)
