@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHADES', 'BEGIN', 'END', 'link', 'claims_page', 'marks', 'replace_block', 'block_of', 'replace_in_notebook',
-           'published', 'published_recipe', 'publish']
+           'with_block', 'published', 'published_recipe', 'publish']
 
 # %% ../nbs/89_pages.ipynb #85099621
 import json
@@ -110,6 +110,16 @@ def replace_in_notebook(
     return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 # %% ../nbs/89_pages.ipynb #cell-17
+def with_block(
+    root:Path,                    # the repository
+    block:Callable[[str], str],   # from the way up to the root, "" or "../", to what stands between the marks
+    name:str="findings",          # of the marks
+)->dict[str, str]:                # path below `root` -> what the file should hold
+    "README and the front page with a block of theirs replaced."
+    readme, index = ((root/page).read_text(encoding="utf-8") for page in ("README.md", "nbs/index.ipynb"))
+    return {"README.md": replace_block(readme, block(""), name),
+            "nbs/index.ipynb": replace_in_notebook(index, block("../"), name)}
+
 def published(
     root:Path,      # the repository
     profile:str,    # whose tables speak
@@ -118,9 +128,7 @@ def published(
     data = root/"figures"/"data"/profile
     tables, runs = read_tables(data, TABLES), read_runs(data, "curves")
     table = claims_table(tables)
-    readme, index = ((root/name).read_text(encoding="utf-8") for name in ("README.md", "nbs/index.ipynb"))
-    return {"README.md": replace_block(readme, findings(tables, runs, "", table)),
-            "nbs/index.ipynb": replace_in_notebook(index, findings(tables, runs, "../", table)),
+    return with_block(root, lambda up: findings(tables, runs, up, table)) | {
             "figures/claims.md": claims_page(table, runs, profile),
             "figures/claims.csv": table.to_csv(index=False, float_format="%.6g", lineterminator="\n")}
 
@@ -133,9 +141,7 @@ def published_recipe(
     tables, runs = read_tables(data, RECIPE_TABLES), read_runs(data, "curves")
     if not (data.parent/"search"/"search.csv").is_file():
         runs["unfinished"] = [*runs.get("unfinished", []), "the record of the search"]
-    readme, index = ((root/name).read_text(encoding="utf-8") for name in ("README.md", "nbs/index.ipynb"))
-    return {"README.md": replace_block(readme, recommended(tables, runs), "recommended"),
-            "nbs/index.ipynb": replace_in_notebook(index, recommended(tables, runs, "../"), "recommended")}
+    return with_block(root, lambda up: recommended(tables, runs, up), "recommended")
 
 def publish(
     root:Path,      # the repository

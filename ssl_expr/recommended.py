@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARM', 'READOUT', 'PLAIN', 'SHOWN', 'LEAST', 'TABLES', 'FEATURES', 'USUAL', 'ELSEWHERE', 'QUESTIONS', 'against_best',
-           'as_interval', 'where_better', 'is_it_better', 'simple_model', 'share_by_share', 'against_the_usual',
-           'how_many_fewer', 'factor_in_words', 'how_to_read_it_out', 'elsewhere', 'the_others', 'how_measured',
-           'recommended']
+           'as_interval', 'judged', 'where_better', 'is_it_better', 'simple_model', 'share_by_share',
+           'against_the_usual', 'how_many_fewer', 'factor_in_words', 'how_to_read_it_out', 'elsewhere', 'the_others',
+           'how_measured', 'recommended']
 
 # %% ../nbs/88_recommended.ipynb #cell-02
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .answers import listed, said
-from .baselines import COMPONENTS, read_baseline
+from .baselines import read_baseline, read_features
 from .claims import METRIC
 from .report import MEASURED, count, data_name, in_words, label, markdown_table
 from .savings import BEST
@@ -37,6 +37,8 @@ def against_best(
     return select(tables, "over_best", part=part, arm=arm, mode=mode, metric=METRIC).sort_values("fraction")
 
 def as_interval(row:Any)->Interval: return Interval(row.difference, row.low, row.high)
+
+def judged(row:Any)->str: return f"{as_interval(row)} {in_a_word(as_interval(row))}"
 
 # %% ../nbs/88_recommended.ipynb #cell-09
 def where_better(rows:pd.DataFrame)->str:
@@ -66,9 +68,9 @@ def simple_model(name:str)->str:
     "A baseline in words, without its penalty."
     if label(name) != name: return label(name)
     classifier, read, _ = read_baseline(name)
-    kind, number = read.rstrip("0123456789"), read.lstrip("abcdefghijklmnopqrstuvwxyz")
+    kind, number = read_features(read)
     words = {"logistic": "logistic regression", "label-spreading": "label spreading"}.get(classifier, classifier)
-    return f"{words} on {number or (COMPONENTS if kind != 'genes' else '')} {FEATURES[kind]}".replace("  ", " ")
+    return f"{words} on {'' if kind == 'genes' else f'{number} '}{FEATURES[kind]}"
 
 # %% ../nbs/88_recommended.ipynb #cell-14
 def share_by_share(tables:Tables)->str:
@@ -81,7 +83,7 @@ def share_by_share(tables:Tables)->str:
         own, bar = ours.loc[row.fraction], theirs.loc[(row.best, row.fraction)]
         rows.append({"labels": f"{row.n_labels:,}", "un-mixing": f"{own['mean']:.3f}",
                      "best simple model": f"{bar['mean']:.3f}, {simple_model(row.best)}",
-                     "difference": f"{as_interval(row)} {in_a_word(as_interval(row))}"})
+                     "difference": judged(row)})
     return markdown_table(pd.DataFrame(rows))
 
 # %% ../nbs/88_recommended.ipynb #cell-17
@@ -92,9 +94,9 @@ def against_the_usual(tables:Tables)->str:
     found = select(tables, "difference", part="main", arm=ARM, mode=READOUT, metric=METRIC, reference=list(USUAL))
     told = []
     for name in (name for name in USUAL if name in set(found["reference"])):
-        rows = found[(found["reference"] == name) & (found["fraction"] <= 0.2)].sort_values("fraction")
+        rows = found[(found["reference"] == name) & found["fraction"].isin(LEAST)].sort_values("fraction")
         told.append({"minus": simple_model(name)} | {f"{row.n_labels:,} labels": f"{as_interval(row)}"
-                                                     for row in rows.itertuples() if row.fraction in LEAST})
+                                                     for row in rows.itertuples()})
     return "**And against the models that one would try first?**\n\n" + markdown_table(pd.DataFrame(told))
 
 # %% ../nbs/88_recommended.ipynb #cell-20
@@ -127,7 +129,7 @@ def how_to_read_it_out(tables:Tables)->str:
     found = pd.concat([alone, together])
     rows = []
     for (arm, mode), several in found.groupby(["arm", "mode"], sort=False):
-        by_labels = {f"{row.n_labels:,} labels": f"{as_interval(row)} {in_a_word(as_interval(row))}"
+        by_labels = {f"{row.n_labels:,} labels": judged(row)
                      for row in several.sort_values("fraction").itertuples() if row.fraction in SHOWN}
         rows.append({"encoders": "one" if arm == ARM else "several, side by side",
                      "read out by": mode.replace("linear probe", "logistic regression")} | by_labels)
@@ -151,8 +153,8 @@ def elsewhere(tables:Tables)->str:
         for words, share in (("fewest labels", found["fraction"].min()), ("more labels", some)):
             [at], [bare] = (table[table["fraction"] == share].itertuples() for table in (found, plain))
             row |= {f"{words}": f"{at.n_labels:,}",
-                    f"{words}: recipe": f"{as_interval(at)} {in_a_word(as_interval(at))}",
-                    f"{words}: plain read-out": f"{as_interval(bare)} {in_a_word(as_interval(bare))}"}
+                    f"{words}: recipe": judged(at),
+                    f"{words}: plain read-out": judged(bare)}
         rows.append(row)
     if not rows: raise NotRun("no other part")
     return ("**And elsewhere?** The recipe untouched, minus the best simple model there:\n\n"
@@ -171,7 +173,7 @@ def the_others(tables:Tables)->str:
             if arm != ARM or part in ("published", "fine-tuned"):
                 rows.append({"encoder": label(arm), "used": top["mode"].replace(PLAIN, "logistic regression"),
                              "labels": f"{top['n_labels']:,}", "part": part,
-                             "minus the best simple model": f"{as_interval(top)} {in_a_word(as_interval(top))}"})
+                             "minus the best simple model": judged(top)})
     if not rows: raise NotRun("no other arm")
     return ("**And other pretext tasks, or fine-tuning?** With the fewest labels, each used as it comes out best, "
             "against the simple models of its part:\n\n"
