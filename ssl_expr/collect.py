@@ -390,8 +390,11 @@ def search(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
         draws[arm, mode] = drawn.draws[at, :, m].mean(0)
         scores = {f"at {fraction:g}": score for fraction, score in zip(fractions, drawn.mean[at, m], strict=True)}
         rows.append(dict(arm=arm, mode=mode, mean=means[arm, mode]) | scores)
+    varied = plan.profile["search"]
+    best = max((own for own in means if own[0] == varied), key=means.__getitem__, default=(varied, ""))
     for row in rows:
-        own, reference = (row["arm"], row["mode"]), (plan.profile["search"], row["mode"])
+        own = row["arm"], row["mode"]
+        reference = best if row["arm"] == varied else (varied, row["mode"])
         if reference in draws and own != reference:
             low, high = np.quantile(draws[own] - draws[reference], [0.025, 0.975])
             row |= dict(difference=means[own] - means[reference], low=low, high=high)

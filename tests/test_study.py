@@ -534,6 +534,12 @@ def test_a_search_sets_everything_tried_beside_the_arm_that_it_varies_at_few_lab
     assert table["difference"].round(6).dropna().to_dict() == {"wider": 0.04}, "under the same read-out only"
     assert table.loc["wider", "low"] <= 0.04 <= table.loc["wider", "high"]
     assert table["minutes"].dropna().to_dict() == {"unmixing": 1.5, "wider": 4}
+    other = every[every["arm"] == "unmixing"].assign(mode="other")
+    other["called"] = 1 - other["called"]
+    every = pd.concat([every, other], ignore_index=True)
+    table = collect.search(plan, pretrained)["search"].query("arm == 'unmixing'").set_index("mode")
+    assert table["difference"].isna().to_dict() == {"linear probe": True, "other": False}, "beside its best read-out"
+    assert table.loc["other", "difference"] < 0
 
 
 def test_a_profile_draws_the_figures_that_it_names_and_no_others():
