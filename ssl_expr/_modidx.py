@@ -753,6 +753,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ssl_expr.recommended.share_by_share': ('recommended.html#share_by_share', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.simple_model': ('recommended.html#simple_model', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.the_others': ('recommended.html#the_others', 'ssl_expr/recommended.py'),
+                                      'ssl_expr.recommended.what_was_tried': ('recommended.html#what_was_tried', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.where_better': ('recommended.html#where_better', 'ssl_expr/recommended.py')},
             'ssl_expr.redundancy': { 'ssl_expr.redundancy.BarlowTwins': ('redundancy.html#barlowtwins', 'ssl_expr/redundancy.py'),
                                      'ssl_expr.redundancy.BarlowTwins.compare': ( 'redundancy.html#barlowtwins.compare',

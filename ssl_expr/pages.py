@@ -138,8 +138,9 @@ def published_recipe(
 )->dict[str, str]:  # path below `root` -> what the file should hold
     "README and the front page, as the tables of the recipe give them."
     data = root/"figures"/"data"/profile
-    tables, runs = read_tables(data, RECIPE_TABLES), read_runs(data, "curves")
-    if not (data.parent/"search"/"search.csv").is_file():
+    searched = read_tables(data.parent/"search", ["search"])
+    tables, runs = read_tables(data, RECIPE_TABLES) | searched, read_runs(data, "curves")
+    if not searched:
         runs["unfinished"] = [*runs.get("unfinished", []), "the record of the search"]
     return with_block(root, lambda up: recommended(tables, runs, up), "recommended")
 

@@ -6,7 +6,7 @@
 __all__ = ['ARM', 'READOUT', 'PLAIN', 'SHOWN', 'LEAST', 'TABLES', 'FEATURES', 'USUAL', 'ELSEWHERE', 'QUESTIONS', 'against_best',
            'as_interval', 'judged', 'where_better', 'is_it_better', 'simple_model', 'share_by_share',
            'against_the_usual', 'how_many_fewer', 'factor_in_words', 'how_to_read_it_out', 'elsewhere', 'the_others',
-           'how_measured', 'recommended']
+           'what_was_tried', 'how_measured', 'recommended']
 
 # %% ../nbs/88_recommended.ipynb #cell-02
 from typing import Any
@@ -179,6 +179,22 @@ def the_others(tables:Tables)->str:
             "against the simple models of its part:\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
+# %% ../nbs/88_recommended.ipynb #new-82289053
+def what_was_tried(tables:Tables)->str:
+    "How much the search compared, and which of it stood apart from the recipe, under the recipe's read-out."
+    tried = select(tables, "search")
+    encoders = tried["minutes"].notna()
+    varied = tried[encoders & (tried["mode"] == READOUT) & (tried["arm"] != ARM)]
+    if varied.empty: raise NotRun("nothing was varied")
+    sides = [as_interval(row).side() for row in varied.itertuples()]
+    def which(side:int)->str:
+        return listed([label(arm) for arm, found in zip(varied["arm"], sides, strict=True) if found == side]) or "none"
+    return (f"**What was tried before?** {count(varied['arm'].nunique(), 'other encoder')}, "
+            f"{count(tried.loc[encoders & (tried['arm'] == ARM), 'mode'].nunique(), 'read-out')} and "
+            f"{count(tried.loc[~encoders, 'arm'].nunique(), 'simple model')}, on patients whose labels are not asked "
+            f"here. With few labels, under the recipe's read-out, surely better than the recipe: {which(1)}; "
+            f"surely worse: {which(-1)}; a tie: {which(0)}.")
+
 # %% ../nbs/88_recommended.ipynb #cell-31
 def how_measured(tables:Tables, runs:dict[str, Any])->str:
     "On whom, how often, and what the bar is."
@@ -203,10 +219,11 @@ def how_measured(tables:Tables, runs:dict[str, Any])->str:
             "patients, splits, encoders and draws of labels drawn anew, both models on the same) take that choice as "
             f"given, and nothing is corrected for the number of comparisons.{cost}")
 
-QUESTIONS = (is_it_better, share_by_share, against_the_usual, how_many_fewer, how_to_read_it_out, elsewhere, the_others)
+QUESTIONS = (is_it_better, share_by_share, against_the_usual, how_many_fewer, how_to_read_it_out, elsewhere, the_others,
+             what_was_tried)
 
 def recommended(
-    tables:Tables,         # of the profile `unmixing`
+    tables:Tables,         # of the profile `unmixing`, and the table of its search
     runs:dict[str, Any],   # from `report.read_runs`
     up:str="",             # from the file to the root of the repository: "" or "../"
 )->str:                    # markdown
@@ -216,9 +233,10 @@ def recommended(
     answers = [said(question, tables) for question in QUESTIONS]
     waiting = [part for part in runs.get("unfinished", []) if part != "geometry"]   # a map, not shown here
     missing = f"Still to be computed: {', '.join(map(data_name, waiting))}." if waiting else ""
+    searched = f", [each with its score]({up}figures/search/table_search.md)" if "search" in tables else ""
     made = (f"*Written by [fig_labels_needed]({up}nbs/figures/fig_labels_needed.ipynb) from the tables in "
             f"[figures/data/{runs['profile']}]({up}figures/data/{runs['profile']}); the task: "
             f"[Un-mixing]({up}nbs/36_unmixing.ipynb); what was tried: "
-            f"[search.yaml]({up}nbs/profiles/search.yaml).*")
+            f"[search.yaml]({up}nbs/profiles/search.yaml){searched}.*")
     parts = [answers[0], picture, *answers[1:], how_measured(tables, runs), missing, made]
     return "\n\n".join(part.strip("\n") for part in parts if part)
