@@ -175,8 +175,10 @@ def the_others(tables:Tables)->str:
                              "labels": f"{top['n_labels']:,}", "part": part,
                              "minus the best simple model": judged(top)})
     if not rows: raise NotRun("no other arm")
+    linear = " VIME rebuilds its inputs with a linear output, not the published sigmoid." if any(
+        row["encoder"] == label("vime") for row in rows) else ""
     return ("**And other pretext tasks, or fine-tuning?** With the fewest labels, each used as it comes out best, "
-            "against the simple models of its part:\n\n"
+            f"against the simple models of its part.{linear}\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 # %% ../nbs/88_recommended.ipynb #new-82289053
