@@ -309,6 +309,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ssl_expr.estimator._few_samples': ('estimator.html#_few_samples', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator._fill': ('estimator.html#_fill', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator._load': ('estimator.html#_load', 'ssl_expr/estimator.py'),
+                                    'ssl_expr.estimator._looks_like_counts': ('estimator.html#_looks_like_counts', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator._rebuilt': ('estimator.html#_rebuilt', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator._save': ('estimator.html#_save', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator._shipped': ('estimator.html#_shipped', 'ssl_expr/estimator.py'),

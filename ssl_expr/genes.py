@@ -201,6 +201,9 @@ def rename_genes(
     trust:str|None=None,       # the identifier that decides: None = the gene names, or a kind that is a column of `var`
 )->tuple[AnnData, GeneReport]: # new object (`obs`, `obsm`, `uns` stay, not `layers`; `var` holds the old names), report
     "Call genes by another kind of name. `ValueError` when no gene has one, or when merging has to be decided."
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"rename_genes needs an AnnData, not a {type(adata).__name__}: for a DataFrame of samples x "
+                         f"genes, rename_genes(AnnData(frame), {to!r})[0].to_df()")
     _checked_kind(to)
     for value, choices, what in ((duplicates, DUPLICATES, "duplicates"), (unmapped, ("drop", "keep"), "unmapped")):
         if value not in choices: raise ValueError(f"unknown {what}={value!r}: choose one of {', '.join(choices)}")
@@ -231,6 +234,8 @@ class Coverage:
 
     def __str__(self) -> str: return f"{self.n_found} of {self.n_wanted} genes found ({self.share:.1%})"
 
+_mature = re.compile(r"-miR-|-(3p|5p)$") # miRBase writes precursors hsa-mir-21
+
 def _refuse_strangers(have:pd.Index, want:pd.Index) -> None:
     theirs, ours = kind_of(have), kind_of(want)
     advice = "use the same kind of gene names"
@@ -238,7 +243,10 @@ def _refuse_strangers(have:pd.Index, want:pd.Index) -> None:
         today = [set(_renamed({k: _tidy(names, k)}, ours)[0]) - {""} for k, names in ((theirs, have), (ours, want))]
         cause = f"{KINDS[theirs]} and {KINDS[ours]}" if theirs != ours else f"{KINDS[ours]} of two versions"
         advice = f"these are {cause}, so rename the data with ssl_expr.genes.rename_genes(data, {ours!r})"
-        if today[0].isdisjoint(today[1]):
+        if ours == theirs == "mirna" and all(_mature.search(name) for name in map(str, have)):
+            advice = ("the data name mature microRNAs and wanted are their precursors, which is another way to count: "
+                      "use counts of precursors")
+        elif today[0].isdisjoint(today[1]):
             advice = f"these are {cause} for different genes, so use data in which such genes were measured"
     raise ValueError(f"no gene in common: the data have {', '.join(map(str, have[:3]))}, ..., wanted are "
                      f"{', '.join(map(str, want[:3]))}, ...: {advice}")

@@ -262,6 +262,31 @@ def test_other_units_are_refused_and_unknown_ones_are_not():
         assert np.array_equal(model.transform(as_anndata(units=None)), model.transform(FRAME))
 
 
+def test_data_of_which_too_few_genes_are_known_are_refused_unless_one_insists():
+    model, few = quick().fit(FRAME), FRAME.iloc[:, :5].rename(columns=lambda name: name.replace("gene-4", "gene-99"))
+    for use in (model.align, lambda frame: model.transform(as_anndata(frame, "log2(TPM+1)"))):
+        with pytest.raises(ValueError, match="Only 4 of 17 genes found.* the model wants gene-4"), \
+             warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            use(few)
+    assert model.align(few, fewest=0)[1].n_found == 4
+
+
+def test_counts_in_a_table_are_told_from_logarithms():
+    model = quick().fit(as_anndata(COUNTS, "counts"))
+    with pytest.raises(ValueError, match=r"trained on counts on a log scale.* uns\['units'\] = 'counts'"):
+        model.transform(COUNTS*1000)
+    with pytest.warns(UserWarning, match="as large as counts"): quick().fit(COUNTS*1000)
+
+
+def test_genes_in_rows_and_labels_among_genes_are_refused():
+    turned = FRAME.set_axis([f"ENSG{n:011d}" for n in range(FRAME.shape[1])], axis=1).T
+    with pytest.raises(ValueError, match="rows of X are called like genes .ENSG00000000000.* give X.T"):
+        quick().fit(turned)
+    with pytest.raises(ValueError, match="Column 'subtype' of X holds more than numbers"):
+        quick().fit(FRAME.assign(subtype="CIN"))
+
+
 def test_text_in_a_table_to_align_is_refused():
     with pytest.raises(ValueError, match="numbers"):
         align_table(FRAME.astype(str).assign(**{"gene-0": "high"}), pd.Index(GENES), np.zeros(17))

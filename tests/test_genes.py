@@ -349,3 +349,14 @@ def test_symbols_and_numbers_of_rnaseqdb_agree_but_for_families_of_like_genes(co
 
 
 def test_every_kind_can_be_said(): assert list(KINDS) == ["ensembl", "entrez", "symbol", "mirna"]
+
+
+def test_mature_micrornas_are_told_from_precursors():
+    mature, precursors = ["hsa-miR-21-5p", "hsa-let-7a-3p"], ["hsa-mir-21", "hsa-let-7a-1"]
+    with pytest.raises(ValueError, match="mature microRNAs and wanted are their precursors"):
+        align_genes(np.ones((1, 2)), mature, precursors)
+
+
+def test_only_an_anndata_is_renamed():
+    with pytest.raises(ValueError, match="needs an AnnData, not a DataFrame"):
+        rename_genes(pd.DataFrame({"TP53": [1.0]}), "ensembl")
