@@ -750,6 +750,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.is_it_better': ('recommended.html#is_it_better', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.judged': ('recommended.html#judged', 'ssl_expr/recommended.py'),
+                                      'ssl_expr.recommended.on_other_data': ('recommended.html#on_other_data', 'ssl_expr/recommended.py'),
+                                      'ssl_expr.recommended.read_out': ('recommended.html#read_out', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.recommended': ('recommended.html#recommended', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.share_by_share': ('recommended.html#share_by_share', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.simple_model': ('recommended.html#simple_model', 'ssl_expr/recommended.py'),

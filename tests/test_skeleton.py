@@ -86,7 +86,7 @@ def test_readme_profile_is_a_valid_one_and_draws_the_figures_that_readme_names(m
     plan = Plan("mine", profile)  # its parameters are those of the experiments' notebooks, or refused
     assert {run.experiment for run in plan.runs.values()} >= {"prepare", "pretrain", "label_curve", "baselines"}
     named = re.findall(r"^- `(\w+)\.png`", README, flags=re.M)
-    assert len(named) == 3 and set(named) <= set(figures(plan))
+    assert len(named) == 4 and set(named) <= set(figures(plan))
 
 
 def test_readme_commands_run_as_written(finished, tmp_path):
