@@ -389,7 +389,8 @@ def search(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
         means[arm, mode] = float(drawn.mean[at, m].mean())
         draws[arm, mode] = drawn.draws[at, :, m].mean(0)
         scores = {f"at {fraction:g}": score for fraction, score in zip(fractions, drawn.mean[at, m], strict=True)}
-        rows.append(dict(arm=arm, mode=mode, mean=means[arm, mode]) | scores)
+        rows.append(dict(arm=arm, mode=mode, mean=means[arm, mode]) | scores |
+                    {name: curve[name].min() for name in ("n_splits", "n_repeats")})
     varied = plan.profile["search"]
     best = max((own for own in means if own[0] == varied), key=means.__getitem__, default=(varied, ""))
     for row in rows:

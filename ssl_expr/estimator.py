@@ -137,12 +137,12 @@ def sizes_for(
 
 # %% ../nbs/60_estimator.ipynb #new-27799248
 class FewSamplesWarning(UserWarning):
-    "There are so few samples to pretrain on that a simple model is expected to do as well or better."
+    "There are so few samples to pretrain on that a simple model may well do better."
 
 def _few_samples(n_samples:int)->str:
-    return (f"Pretraining on {n_samples} samples, fewer than {FEW_SAMPLES:,}, is expected to be no better than a "
-            "simple model, and was worse on one of two such data sets: compare it with one (`baselines.fit_baseline`, "
-            "or self-training around logistic regression on whitened principal components), or add unlabelled samples")
+    return (f"Pretraining on {n_samples} samples, fewer than {FEW_SAMPLES:,}: in the study the outcome was mixed "
+            "there, from gains with very few labels to clear losses, so compare it with a simple model "
+            "(`baselines.fit_baseline`, or self-training around logistic regression), or add unlabelled samples")
 
 # %% ../nbs/60_estimator.ipynb #cell-16
 HIGHEST_LOG = 20 # log2 of a million reads and one
