@@ -190,8 +190,8 @@ def elsewhere(tables:Tables)->str:
     if not rows: raise NotRun("no other part")
     few = (f" Where there are fewer than {ENOUGH_SPLITS} splits, with one encoder each, intervals may be too narrow, "
            "and no verdict is given." if any(int(row["splits"]) < ENOUGH_SPLITS for row in rows) else "")
-    strangers = (" In the unseen cohorts the samples without a label are of other kinds than those asked about, so that "
-                 "self-training must mislabel them: there, keep to logistic regression."
+    strangers = (" In the unseen cohorts the samples without a label are of other kinds than those asked about, so "
+                 "that self-training must mislabel them: there, keep to logistic regression."
                  if any(row["where"] == data_name("unseen-cohorts") for row in rows) else "")
     return ("**And elsewhere?** The recipe untouched, and its encoder under logistic regression, minus the best simple "
             "model there, which has the same samples to learn from. Before each difference: the labels. Genes are "
