@@ -41,14 +41,14 @@ def _table(
 ):      # array or DataFrame
     "An AnnData as a DataFrame with gene names; anything else as it is; `ValueError` for samples in columns or text."
     table = X.to_df() if isinstance(X, AnnData) else X
-    if isinstance(table, pd.DataFrame):
-        if kind_of(table.index) != "unknown" and kind_of(table.columns) == "unknown":
-            raise ValueError(f"The rows of X are called like genes ({table.index[0]}, ...), its columns are not: "
-                             "samples belong into the rows, so give X.T")
-        for name, kind in table.dtypes.items():
-            if not pd.api.types.is_numeric_dtype(kind):
-                raise ValueError(f"Column {name!r} of X holds more than numbers: keep the columns of genes only")
-    if isinstance(table, pd.DataFrame) and not table.columns.is_unique:
+    if not isinstance(table, pd.DataFrame): return table
+    if kind_of(table.index) != "unknown" and kind_of(table.columns) == "unknown":
+        raise ValueError(f"The rows of X are called like genes ({table.index[0]}, ...), its columns are not: "
+                         "samples belong into the rows, so give X.T")
+    for name, kind in table.dtypes.items():
+        if not pd.api.types.is_numeric_dtype(kind):
+            raise ValueError(f"Column {name!r} of X holds more than numbers: keep the columns of genes only")
+    if not table.columns.is_unique:
         twice = table.columns[table.columns.duplicated()][0]
         raise ValueError(f"X names gene {twice!r} twice: keep one of each")
     return table
@@ -218,8 +218,8 @@ class SSLEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     )->np.ndarray:       # (N, H) float32
         "Embed samples; an AnnData is brought to the model's genes and scale, with a warning if values are missing."
         check_is_fitted(self)
-        if isinstance(X, AnnData): X = self._aligned(X)
-        matrix = self._checked(_table(X), reset=False)
+        table = self._aligned(X) if isinstance(X, AnnData) else _table(X)   # what is aligned was looked at there
+        matrix = self._checked(table, reset=False)
         if "Log2" in self.steps_ and len(matrix) and matrix.max() > HIGHEST_LOG:
             raise ValueError(f"X reaches {matrix.max():,.0f}, but the model was trained on {self.units_} on a log scale"
                              f", which ends at {HIGHEST_LOG}: give an AnnData with uns['units'] = {self.units_!r}, or "

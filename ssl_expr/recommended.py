@@ -263,13 +263,12 @@ def how_measured(tables:Tables, runs:dict[str, Any])->str:
             f"{kinds} {count(int(first['n_splits']), 'split')} of patients, in each "
             f"{count(int(first['n_repeats']), 'repeat')} (encoders times draws of the labels). The fewest labels are "
             f"{fewest:,}, at least two of every class; every label counts that anything was fitted or chosen by. The "
-            f"labels of {searched:,} "
-            "patients served the search for the recipe; none of them is tested here, though the study below used the "
-            "same cohort before. An encoder sees "
-            "no sample of a validation or test patient, and no label. The best simple model is chosen anew at every "
-            f"number of labels, among {len(simple)}, by the test patients, which favours it; the intervals of the main "
-            "comparison (95 %: patients, splits, encoders and draws of labels drawn anew, both models on the same) "
-            f"take that choice as given, and nothing is corrected for the number of comparisons.{cost}")
+            f"labels of {searched:,} patients served the search for the recipe; none of them is tested here, though "
+            "the study below used the same cohort before. An encoder sees no sample of a validation or test patient, "
+            f"and no label. The best simple model is chosen anew at every number of labels, among {len(simple)}, by "
+            "the test patients, which favours it; the intervals of the main comparison (95 %: patients, splits, "
+            "encoders and draws of labels drawn anew, both models on the same) take that choice as given, and "
+            f"nothing is corrected for the number of comparisons.{cost}")
 
 QUESTIONS = (is_it_better, share_by_share, against_the_usual, how_many_fewer, how_to_read_it_out, elsewhere, the_others,
              what_was_tried)
