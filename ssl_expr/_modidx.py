@@ -814,6 +814,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ssl_expr.report.style': ('report.html#style', 'ssl_expr/report.py'),
                                  'ssl_expr.report.tally': ('report.html#tally', 'ssl_expr/report.py'),
                                  'ssl_expr.report.text_width': ('report.html#text_width', 'ssl_expr/report.py'),
+                                 'ssl_expr.report.times': ('report.html#times', 'ssl_expr/report.py'),
                                  'ssl_expr.report.wrap_columns': ('report.html#wrap_columns', 'ssl_expr/report.py'),
                                  'ssl_expr.report.write_caption': ('report.html#write_caption', 'ssl_expr/report.py')},
             'ssl_expr.reproduce': { 'ssl_expr.reproduce.again': ('reproduce.html#again', 'ssl_expr/reproduce.py'),

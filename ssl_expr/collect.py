@@ -189,11 +189,12 @@ def anatomy(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     kinds = {kind: part for kind, part in pd.concat(frames, ignore_index=True).groupby("kind")}
     where = ["protocol", "split", "arm"]
     detection = kinds["detection"].rename(columns=dict(arm="detector", replacement="damage", value="auroc"))
-    separation = kinds["separation"].assign(done=lambda table: table["done"].fillna(0))
+    share = (declared("experiments/anatomy") | runs[0].parameters)["fraction"]
+    separation = kinds["separation"].assign(done=lambda table: table["done"].fillna(0), few=share)
     recovery = kinds["recovery"].groupby([*where, "rate"])["value"].quantile(QUANTILES).rename_axis(
         index={None: "quantile"}).rename("correlation").reset_index()
     return dict(detection=detection[["protocol", "split", "damage", "rate", "detector", "auroc"]],
-                separation=separation[[*where, "epoch", "done", "measure", "value"]], recovery=recovery)
+                separation=separation[[*where, "epoch", "done", "measure", "few", "value"]], recovery=recovery)
 
 def class_table(run:PlannedRun)->pd.DataFrame:
     "How many samples there are of each value of every annotation, in all and in each part of a prepared split."

@@ -256,7 +256,8 @@ def _label_curve(reckon:Reckoner, values:dict[str, Any]):
 
 def _linear_probe(reckon:Reckoner, values:dict[str, Any]):
     reckon.embed(values["width"], values["depth"])
-    reckon.probe(values["fractions"], values["repeats"], values["width"])
+    width = values["width"]*(1 + len(values["beside"]))
+    for _ in values["readouts"]: reckon.probe(values["fractions"], values["repeats"], width)
 
 def _baselines(reckon:Reckoner, values:dict[str, Any]):
     reckon.simple(values["baselines"], values["fractions"], values["repeats"])

@@ -26,7 +26,7 @@ import torch
 
 from .checks import check_matrix
 from .genes import Coverage, align_genes, kind_of
-from .inspection import FEW_SAMPLES
+from .inspection import FEW_SAMPLES, TOO_FEW
 from .nets import Encoder, embed, seeded
 from .objective import Objective, build
 from .preprocess import DepthNormalise, Log2, UndoLog2, ZScore, preprocessor
@@ -140,8 +140,7 @@ class FewSamplesWarning(UserWarning):
     "There are so few samples to pretrain on that a simple model may well do better."
 
 def _few_samples(n_samples:int)->str:
-    return (f"Pretraining on {n_samples} samples, fewer than {FEW_SAMPLES:,}: in the study the outcome was mixed "
-            "there, from gains with very few labels to clear losses, so compare it with a simple model "
+    return (f"There are {n_samples} samples to pretrain on, and {TOO_FEW}: compare it with one "
             "(`baselines.fit_baseline`, or self-training around logistic regression), or add unlabelled samples")
 
 # %% ../nbs/60_estimator.ipynb #cell-16

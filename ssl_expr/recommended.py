@@ -16,7 +16,7 @@ import pandas as pd
 from .answers import listed, said
 from .baselines import read_baseline, read_features
 from .claims import METRIC
-from .report import MEASURED, count, data_name, in_words, label, markdown_table
+from .report import MEASURED, count, data_name, in_words, label, markdown_table, times
 from .savings import BEST
 from .study import ENSEMBLE
 from .verdicts import Interval, NotRun, Tables, in_a_word, select
@@ -147,8 +147,7 @@ def how_many_fewer(tables:Tables)->str:
 
 def factor_in_words(row:pd.Series)->str:
     "A factor with its interval; an end that was not measured is open."
-    value, low, high = ("…" if pd.isna(x) else f"{x:.{2 if abs(x - 1) < 0.05 else 1}f}"   # a tie told from a gain
-                        for x in row[["factor", "factor_low", "factor_high"]])
+    value, low, high = row[["factor", "factor_low", "factor_high"]].map(times)
     bound = "at least " if row["factor_at_least"] else "at most " if row["factor_at_most"] else ""
     return f"{bound}{value} ({low} to {high})"
 

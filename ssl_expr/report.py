@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'ARMS', 'SPARE_COLOURS', 'SPARE_MARKERS', 'LABELS', 'COLOURS', 'MARKERS', 'UNTRAINED',
            'METRIC_WORDS', 'SIGNS', 'FEW', 'LINEAR', 'PAPER_THRESHOLD', 'MEASURED', 'SPELLED', 'LIMIT', 'ByArm',
-           'label', 'in_order', 'ends_digits', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis',
+           'label', 'in_order', 'ends_digits', 'times', 'in_words', 'style', 'text_width', 'draw_curves', 'label_axis',
            'log_ticks', 'legend_below', 'best_linear', 'better_linear', 'against', 'shares', 'in_turn', 'standing',
            'collected', 'read', 'read_runs', 'of_protocol', 'remark', 'write_caption', 'count', 'data_name', 'idle',
            'describe', 'describe_intervals', 'shortened', 'tally', 'freeze', 'render', 'save_figure', 'wrap_columns',
@@ -119,6 +119,10 @@ def ends_digits(
     "Digits for the ends of an interval: two, or three where rounding would join them or leave the mean outside."
     written = round(low, 2), round(mean, 3), round(high, 2)
     return 2 if written[0] < written[2] and [*written] == sorted(written) else 3
+
+def times(x:float)->str:
+    "A factor: one digit after the point; two near 1, so that a tie can be told from a gain; … where it is not known."
+    return "…" if pd.isna(x) else f"{x:.{2 if abs(x - 1) < 0.05 else 1 if x < 9.95 else 0}f}"
 
 def in_words(
     metric:str,             # "balanced_accuracy", …

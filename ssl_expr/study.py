@@ -461,8 +461,11 @@ def runs_behind(
 
 # %% ../nbs/75_study.ipynb #cell-19a
 def collections(plan:Plan)->list[str]:
-    "The collections that a profile makes."
-    return [name for name in COLLECTIONS if parts_in(name, plan)]
+    "The collections that a profile makes: costs, and where it names its figures, what these are drawn from."
+    named = plan.profile["figures"]
+    drawn = {table for figure in named for table in tables_read(figure)}
+    return [name for name, collection in COLLECTIONS.items() if parts_in(name, plan)
+            and (not named or name == "costs" or drawn.intersection(collection.tables))]
 
 def tables_read(
     figure:str,           # name of a notebook in nbs/figures

@@ -405,8 +405,8 @@ def test_a_figure_notebook_reads_and_draws_but_never_trains_or_scores(path):
     used = set(re.findall(r"(?:import|from) ssl_expr\.(\w+)", source))
     drawn_from_the_classes = {"nets", "objective", "pretrain"}   # Figs. 1 and 2 show the encoder and the objectives
     judging = ("table_claims", "table_recommendations", "table_shortcuts", "fig5_pretraining_size", "figS5_corruption",
-               "fig_labels_needed")
-    judged_by = {"claims", "findings", "lookup", "pages", "verdicts"} if path.stem in judging else set()
+               "fig_labels_needed", "table_search")
+    judged_by = {"claims", "findings", "lookup", "pages", "recommended", "verdicts"} if path.stem in judging else set()
     allowed = drawn_from_the_classes if path.stem[:4] in ("fig1", "fig2") else judged_by
     assert used - {"report", "run"} <= allowed
     assert not re.search(r"\b(pretrain|finetune|fit|scores|accuracy_score|summarise)\(", source)
