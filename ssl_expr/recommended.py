@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ARM', 'READOUT', 'PLAIN', 'SHOWN', 'LEAST', 'OTHER_DATA', 'ENOUGH_SPLITS', 'TABLES', 'FEATURES', 'USUAL', 'ELSEWHERE',
-           'QUESTIONS', 'against_best', 'as_interval', 'judged', 'where_better', 'is_it_better', 'on_other_data',
-           'simple_model', 'share_by_share', 'against_the_usual', 'read_out', 'how_many_fewer', 'factor_in_words',
-           'how_to_read_it_out', 'elsewhere', 'the_others', 'what_was_tried', 'how_measured', 'recommended']
+           'WHITE', 'COMPONENTS', 'QUESTIONS', 'against_best', 'as_interval', 'judged', 'where_better', 'is_it_better',
+           'on_other_data', 'simple_model', 'share_by_share', 'against_the_usual', 'read_out', 'how_many_fewer',
+           'factor_in_words', 'how_to_read_it_out', 'elsewhere', 'why_not_everywhere', 'the_others', 'what_was_tried',
+           'how_measured', 'recommended']
 
 # %% ../nbs/88_recommended.ipynb #cell-02
 from typing import Any
@@ -197,18 +198,43 @@ def elsewhere(tables:Tables)->str:
             f"chosen and scaled on the labelled samples, too.{few}{strangers}\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
+# %% ../nbs/88_recommended.ipynb #new-90751072
+WHITE, COMPONENTS = "logistic-white70", "logistic-pca100"
+
+def why_not_everywhere(tables:Tables)->str:
+    "What whitening costs a linear model with the fewest labels, data set by data set, beside what un-mixing gains."
+    rows, costs, won = [], [], []
+    for part in ("main", *OTHER_DATA):
+        try:
+            found = select(tables, "difference", part=part, arm=WHITE, reference=COMPONENTS, metric=METRIC)
+            ours = next(against_best(tables, part, mode=PLAIN).itertuples())
+        except NotRun: continue
+        white = next(found.sort_values("fraction").itertuples())
+        costs.append(white.difference); won.append(ours.difference)
+        rows.append({"data": data_name(part), "labels": f"{white.n_labels:,}",
+                     "whitened minus plain components": judged(white),
+                     "un-mixing minus the best simple model": judged(ours)})
+    if len(rows) < 2: raise NotRun("one data set")
+    if pd.Series(costs).rank().equals(pd.Series(won).rank()):
+        sign = ("One sign, seen afterwards: where whitening costs more, un-mixing wins less. Labels that follow the "
+                "few widest directions of the data may have little use for an encoder that keeps many; so compare "
+                f"these two linear models first. {count(len(rows), 'data set')} suggest it and prove nothing.")
+    else: sign = "What whitening costs does not tell it."
+    return (f"**Why not on every data set?** {sign} All under logistic regression, with the fewest labels:\n\n"
+            + markdown_table(pd.DataFrame(rows)))
+
 # %% ../nbs/88_recommended.ipynb #cell-29
 def the_others(tables:Tables)->str:
     "Every other arm under its best read-out against the best simple model of its part, with the fewest labels."
     rows = []
-    for part in ("published", "family", "normal-donors", "fine-tuned"):
+    for part in ("published", "family", "colorectal-family", "organs-family", "normal-donors", "fine-tuned"):
         try: found = select(tables, "over_best", part=part, metric=METRIC)
         except NotRun: continue
         few = found[found["fraction"] == found["fraction"].min()]
         for arm, several in few.groupby("arm", sort=False):
             top = several.loc[several["difference"].idxmax()]
             n_splits = select(tables, "label_curve", part=part, arm=arm, mode=top["mode"])["n_splits"].iloc[0]
-            if arm != ARM or part in ("published", "fine-tuned"):
+            if arm != ARM or part != "normal-donors":
                 rows.append({"encoder": label(arm), "used": read_out(top["mode"]),
                              "labels": f"{top['n_labels']:,}", "part": part,
                              "splits": f"{n_splits}", "minus the best simple model": judged(top, n_splits)})
@@ -269,8 +295,8 @@ def how_measured(tables:Tables, runs:dict[str, Any])->str:
             "encoders and draws of labels drawn anew, both models on the same) take that choice as given, and "
             f"nothing is corrected for the number of comparisons.{cost}")
 
-QUESTIONS = (is_it_better, share_by_share, against_the_usual, how_many_fewer, how_to_read_it_out, elsewhere, the_others,
-             what_was_tried)
+QUESTIONS = (is_it_better, share_by_share, against_the_usual, how_many_fewer, how_to_read_it_out, elsewhere,
+             why_not_everywhere, the_others, what_was_tried)
 
 def recommended(
     tables:Tables,         # of the profile `unmixing`, and the table of its search
