@@ -85,9 +85,9 @@ class ByArm(dict):
         return self[arm]
 
 LABELS = {arm: look[0] for arm, look in ARMS.items()} | {   # and of variants, which tables name
-    "scarf-cool": "SCARF, marginal, temperature 0.1", "unmixing-marginal": "un-mixing, marginal",
-    "unmixing-apart": "un-mixing, no agreement", "unmixing-normals": "un-mixing, normal donors",
-    "vicreg-term": "un-mixing, VICReg's term"}
+    "scarf-cool": "SCARF (marginal, temperature 0.1)", "unmixing-marginal": "un-mixing (marginal)",
+    "unmixing-apart": "un-mixing (no agreement)", "unmixing-normals": "un-mixing (normal donors)",
+    "vicreg-term": "un-mixing (VICReg's term)"}
 COLOURS = ByArm({arm: look[1] for arm, look in ARMS.items()}, SPARE_COLOURS)
 MARKERS = ByArm({arm: look[2] for arm, look in ARMS.items()}, SPARE_MARKERS)
 
