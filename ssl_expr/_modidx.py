@@ -315,6 +315,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ssl_expr.estimator._shipped': ('estimator.html#_shipped', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator._table': ('estimator.html#_table', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator._units': ('estimator.html#_units', 'ssl_expr/estimator.py'),
+                                    'ssl_expr.estimator._whole': ('estimator.html#_whole', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator.align_table': ('estimator.html#align_table', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator.log_steps': ('estimator.html#log_steps', 'ssl_expr/estimator.py'),
                                     'ssl_expr.estimator.pretrained': ('estimator.html#pretrained', 'ssl_expr/estimator.py'),

@@ -361,6 +361,7 @@ def embed_file(
     model:str,    # folder written by `SSLEncoder.save`
     source:str,   # expression file, see `tables.read_table`
     output:str,   # file to write: .csv, .tsv or .parquet
+    label:str="",               # column of the input that is no gene; several: with commas
     units:str="",               # of the input: counts | TPM | ...; empty: as stated or guessed
     orientation:str="auto",     # auto | samples | genes: what the rows of the input are
 )->int:
@@ -374,7 +375,7 @@ def embed_file(
     kind = Path(output).suffix
     if kind not in write: raise ValueError(f"{output} must end in {', '.join(write)}: the ending chooses the format.")
     encoder = SSLEncoder.load(model)
-    adata = load(source, units=units or None, orientation=orientation)
+    adata = load(source, labels=label.split(",") if label else (), units=units or None, orientation=orientation)
     embedding = encoder.set_output(transform="pandas").transform(adata).set_axis(adata.obs_names)
     with atomic(output) as path: write[kind](embedding, path)
     print(f"{output}: {embedding.shape[0]} samples × {embedding.shape[1]} dimensions")
@@ -451,7 +452,8 @@ def parser()->argparse.ArgumentParser:
         target=dict(help="the run's file, such as toy/strict/split0/grid.parquet"))
     add("embed", embed_file, "embed an expression file with a saved model",
         model=dict(help="folder written by SSLEncoder.save"),
-        source=dict(metavar="input", help="expression file"), output=dict(help=".csv, .tsv or .parquet"), **reading)
+        source=dict(metavar="input", help="expression file"), output=dict(help=".csv, .tsv or .parquet"),
+        label=dict(default="", help="column that is no gene; several with commas between"), **reading)
     add("notebook", _notebook, "execute one notebook with checked parameters",
         notebook=dict(help="such as experiments/pretrain"), output=dict(help="executed notebook to write"),
         values=dict(nargs="?", default="{}", help="parameters as one JSON object"))

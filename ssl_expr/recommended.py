@@ -283,8 +283,8 @@ def what_was_tried(tables:Tables)->str:
             f"interval of the difference to the recipe lies above zero for {which(1)}; below for {which(-1)}; it holds "
             f"zero for {which(0)}.{others} "
             f"{'So few splits show' if n_splits < ENOUGH_SPLITS else 'This shows'} where it may pay to look, and "
-            "decide nothing. It is a record made afterwards: the runs by which the recipe was chosen are lost, and an earlier "
-            "form of it, with another penalty of the read-out, had once been scored on the splits of the main "
+            "decide nothing. It is a record made afterwards: the runs by which the recipe was chosen are lost, and an "
+            "earlier form of it, with another penalty of the read-out, had once been scored on the splits of the main "
             "comparison.")
 
 # %% ../nbs/88_recommended.ipynb #cell-31

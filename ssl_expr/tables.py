@@ -27,7 +27,8 @@ def _advice(text:str) -> str:
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text): return "write numbers without thousands separators"
     if re.fullmatch(r"-?\d+,\d+([eE][-+]?\d+)?", text): return "write decimal numbers with a point"
     try: size = abs(float(text))
-    except ValueError: return "write a number there, or, if it is a label of samples, name its column in `labels`"
+    except ValueError:
+        return "write a number there, or, if it is a label of samples, name its column in `labels` (`--label`)"
     if size > 1e38: return "this is too large for an expression value, correct it"
     return "store numbers as numbers, not as text"
 

@@ -313,6 +313,13 @@ def test_an_anndata_is_brought_to_a_log_scale_as_by_hand(tmp_path, units, by_han
                           model.transform(as_anndata(COUNTS, units)))
 
 
+def test_fractions_without_units_are_refused_by_a_model_of_counts():
+    model = quick().fit(as_anndata(COUNTS, "counts"))
+    with pytest.raises(ValueError, match="hold fractions and do not state units"):
+        model.transform(as_anndata(np.log2(COUNTS + 1), None))
+    with pytest.warns(UserWarning, match="not stated"): model.transform(as_anndata(COUNTS, None))
+
+
 def test_counts_equal_the_steps_of_preprocess_to_the_last_bit():
     table = Log2().fit_transform(DepthNormalise().fit_transform(COUNTS.to_numpy()))
     logged = pd.DataFrame(table, COUNTS.index, GENES)

@@ -93,7 +93,8 @@ def test_readme_commands_run_as_written(finished, tmp_path):
     "Those that CI runs itself (make) and the installation are left to it; the others run here, at toy size."
     study, ran = finished.clone(tmp_path/"copy"), []
     make_inputs = ("from ssl_expr.data import load; from ssl_expr.estimator import SSLEncoder; a = load('toy')\n"
-                   "SSLEncoder(epochs=1, width=8, depth=1).fit(a).save('my_encoder'); a.to_df().to_csv('samples.csv')\n"
+                   "SSLEncoder(epochs=1, width=8, depth=1).fit(a).save('my_encoder')\n"
+                   "a.to_df().assign(subtype=a.obs['label'].astype(str)).to_csv('samples.csv')\n"
                    "a.to_df().T.to_csv('counts.tsv', sep='\\t')\n"
                    "a.obs[['patient', 'label']].set_axis(['patient', 'diagnosis'], axis=1).to_csv('clinic.csv')")
     study.write_profile("mine", *blocks("yaml"))
