@@ -754,6 +754,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ssl_expr.recommended.judged': ('recommended.html#judged', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.late_rival': ('recommended.html#late_rival', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.levels_reached': ('recommended.html#levels_reached', 'ssl_expr/recommended.py'),
+                                      'ssl_expr.recommended.measured': ('recommended.html#measured', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.on_other_data': ('recommended.html#on_other_data', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.read_out': ('recommended.html#read_out', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.recommended': ('recommended.html#recommended', 'ssl_expr/recommended.py'),

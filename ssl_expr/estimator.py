@@ -146,14 +146,13 @@ def _few_samples(n_samples:int)->str:
 # %% ../nbs/60_estimator.ipynb #cell-16
 HIGHEST_LOG = 20 # log2 of a million reads and one
 
-def _whole(table:pd.DataFrame)->bool:
+def _whole(matrix:np.ndarray)->bool: # (N, G)
     "Whether the values are whole numbers, gaps aside."
-    values = table.to_numpy(np.float64)
-    return bool((np.isnan(values) | (values == np.round(values))).all())
+    return bool((np.isnan(matrix) | (matrix == np.round(matrix))).all())
 
 def _looks_like_counts(matrix:np.ndarray)->bool: # (N, G) without gaps
     "Whole numbers that no logarithm of a count reaches."
-    return bool(matrix.max() > 5*HIGHEST_LOG and (matrix == np.round(matrix)).all())
+    return bool(matrix.max() > 5*HIGHEST_LOG and _whole(matrix))
 
 class SSLEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     "Learn an embedding of expression samples without labels; a scikit-learn transformer."
@@ -260,7 +259,7 @@ class SSLEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if self.units_ and theirs and self.units_ != theirs:
             raise ValueError(f"The model was trained on {self.units_} and these data are {theirs}: convert them, or "
                              "correct uns['units']")
-        if isinstance(data, AnnData) and not theirs and self.units_ == "counts" and not _whole(_table(data)):
+        if isinstance(data, AnnData) and not theirs and self.units_ == "counts" and not _whole(data.to_df().to_numpy()):
             raise ValueError("The model was trained on counts, and these data hold fractions and do not state units: "
                              "set uns['units'] = 'counts', or give values on the model's log scale as a DataFrame")
         if isinstance(data, AnnData) and theirs != self.units_ and (self.units_ or log_steps(theirs)):

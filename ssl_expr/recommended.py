@@ -7,7 +7,7 @@ __all__ = ['ARM', 'READOUT', 'PLAIN', 'SHOWN', 'LEAST', 'OTHER_DATA', 'LATE', 'E
            'ELSEWHERE', 'SMALL', 'QUESTIONS', 'against_best', 'as_interval', 'judged', 'where_better', 'is_it_better',
            'on_other_data', 'simple_model', 'share_by_share', 'against_the_usual', 'better_penalty', 'read_out',
            'levels_reached', 'how_many_fewer', 'factor_in_words', 'late_rival', 'how_to_read_it_out', 'elsewhere',
-           'why_not_on_mrna', 'the_others', 'what_was_tried', 'how_measured', 'recommended']
+           'why_not_on_mrna', 'the_others', 'what_was_tried', 'measured', 'how_measured', 'recommended']
 
 # %% ../nbs/88_recommended.ipynb #cell-02
 from functools import partial
@@ -298,8 +298,8 @@ def what_was_tried(tables:Tables)->str:
         return listed([label(arm) for arm, found in zip(varied["arm"], sides, strict=True) if found == side]) or "none"
     n_splits = int(tried["n_splits"].max())
     own = tried[encoders & (tried["arm"] == ARM) & tried["difference"].notna()]
-    alike = own[(own["low"] <= 0) & (own["high"] >= 0)]
-    others = f" Of its own read-outs a tie with the best: {listed(list(alike['mode']))}." if len(alike) else ""
+    alike = [row.mode for row in own.itertuples() if as_interval(row).side() == 0]
+    others = f" Of its own read-outs a tie with the best: {listed(alike)}." if alike else ""
     return (f"**What was tried?** {count(varied['arm'].nunique(), 'other encoder')}, "
             f"{count(tried.loc[encoders & (tried['arm'] == ARM), 'mode'].nunique(), 'read-out')} and "
             f"{count(tried.loc[~encoders, 'arm'].nunique(), 'simple model')}, on patients whose labels are not asked "
@@ -312,6 +312,10 @@ def what_was_tried(tables:Tables)->str:
             "comparison.")
 
 # %% ../nbs/88_recommended.ipynb #cell-31
+def measured(runs:dict[str, Any])->str:
+    "What was measured, as a reader calls it."
+    return MEASURED.get(data := str(runs.get("dataset")), data)
+
 def how_measured(tables:Tables, runs:dict[str, Any])->str:
     "On whom, how often, and what the bar is."
     rows = select(tables, "label_curve", part="main", arm=ARM, mode=READOUT)
@@ -324,10 +328,9 @@ def how_measured(tables:Tables, runs:dict[str, Any])->str:
             cost = f" An encoder takes {made['cpu_seconds'].sum()/made['runs'].sum()/60:.0f} minutes of one CPU core."
     searched = facts.get("n_searched_patients", 0)
     classes = f", {len(facts['classes'])} classes" if "classes" in facts else ""
-    data = str(runs.get("dataset"))
     kinds = (" Samples of none of these classes take no part, so every sample without a label is of one of them, which "
              "makes it easier for self-training.") if facts.get("searched", {}).get("labelled_only") else ""
-    return (f"**How was it measured?** On {MEASURED.get(data, data)}{classes}: "
+    return (f"**How was it measured?** On {measured(runs)}{classes}: "
             f"{first['n_pretrain']:,} samples to pretrain on, {first['n_test']:,} to test, no patient on both sides."
             f"{kinds} {count(int(first['n_splits']), 'split')} of patients, in each "
             f"{count(int(first['n_repeats']), 'repeat')} (encoders times draws of the labels). The fewest labels are "
@@ -350,8 +353,7 @@ def recommended(
     "Is there a recipe that saves labels against the best simple model, how many, and where not?"
     folder = f"{up}figures/{runs['profile']}"
     picture = f"[![Labels needed]({folder}/fig_labels_needed.png)]({folder}/fig_labels_needed.md)"
-    data = str(runs.get("dataset"))
-    first = partial(is_it_better, data=MEASURED.get(data, data))
+    first = partial(is_it_better, data=measured(runs))
     answers = [said(question, tables) for question in (first, *QUESTIONS)]
     waiting = [part for part in runs.get("unfinished", []) if part != "geometry"]   # a map, not shown here
     missing = f"Still to be computed: {', '.join(map(data_name, waiting))}." if waiting else ""

@@ -201,7 +201,7 @@ def test_batches_of_the_papers_objectives_stay_as_published(method):
 @pytest.mark.parametrize("method", ["unmixing", "scarf"])
 def test_few_samples_are_warned_of_at_fit_and_only_there(monkeypatch, method):
     monkeypatch.setattr("ssl_expr.estimator.FEW_SAMPLES", 41)
-    with pytest.warns(FewSamplesWarning, match="are 40 samples .* on fewer than.*fit_baseline") as caught:
+    with pytest.warns(FewSamplesWarning, match="are 40 samples .* on fewer than 1,000 .*fit_baseline") as caught:
         model = quick(method=method).fit(FRAME)
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
     monkeypatch.setattr("ssl_expr.estimator.FEW_SAMPLES", 40)
