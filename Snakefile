@@ -12,7 +12,7 @@ from pathlib import Path
 from ssl_expr.cost import Cost, expected
 from ssl_expr.keep import kept_path
 from ssl_expr.study import BESIDE, COLLECTIONS, TARGETS, Plan, code_behind, collections, figures, parts_in
-from ssl_expr.study import read_profile, runs_behind, tables_read
+from ssl_expr.study import read_profile, runs_behind, simple_models, tables_read
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads under competition make a small training step 30 times slower
 
@@ -122,8 +122,8 @@ for collection in MADE:
             arms=json.dumps(PLAN.profile if collection == "settings" else sorted({
                 (part, run.arm) for part in parts_in(collection, PLAN)
                 for run in PLAN.of(*COLLECTIONS[collection].experiments, part=part)})),
-            compared=json.dumps([[PLAN.parts[part][key] for key in ("replacement_arms", "baselines", "against")]
-                                 for part in parts_in(collection, PLAN)]
+            compared=json.dumps([[own["replacement_arms"], simple_models(own), own["against"]]
+                                 for part in parts_in(collection, PLAN) for own in (PLAN.parts[part],)]
                                 if collection in ("curves", "best", "shortcuts") else []),
         threads: 1
         resources:

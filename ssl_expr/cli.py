@@ -124,16 +124,18 @@ def cancel_left(
 
 # %% ../nbs/80_cli.ipynb #cell-13
 def check_methods(plan:Plan):
-    "Refuse an arm whose method or settings no objective has."
+    "Refuse an arm whose method or settings no objective has, and a simple model or read-out that nobody knows."
     from ssl_expr import pretrain  # noqa: F401 so that the objectives are registered
     from ssl_expr.baselines import read_baseline
     from ssl_expr.objective import build
     for run in plan.of("pretrain"):
         try: build(run.parameters["method"], 100, **run.parameters.get("settings", {}))
         except ValueError as error: raise ValueError(f"In profile {plan.name}, arm {run.arm}: {error}") from None
-    for name in {name for own in plan.parts.values() for name in own["baselines"]}:
-        try: read_baseline(name)
-        except ValueError as error: raise ValueError(f"In profile {plan.name}: {error}") from None
+    named = {(key, name) for own in plan.parts.values() for key in ("baselines", "later_baselines", "readouts")
+             for name in own[key]}
+    for key, name in sorted(named):
+        try: read_baseline(name.removesuffix("+genes") if key == "readouts" else name)
+        except ValueError as error: raise ValueError(f"In profile {plan.name}, {key}: {error}") from None
 
 def show_work(
     plan:Plan,
@@ -345,20 +347,20 @@ def fetch_files(
 
 def check_file(
     file:str,                   # expression file or mtx folder
-    label:str="",               # column to predict
+    label:str="",               # column to predict; several: with commas, the first is looked at closely
     annotations:str="",         # second file with the labels
     units:str="",               # counts | TPM | log2(TPM+1) | ...; empty: as stated or guessed
     orientation:str="auto",     # auto | samples | genes: what the rows are
 )->int:
     "Print a one-page report on an expression file and a verdict; 1 if it cannot be used."
     from ssl_expr.inspection import inspect_file
-    found = inspect_file(file, [label] if label else [], annotations or None, units or None, orientation)
+    found = inspect_file(file, label.split(",") if label else [], annotations or None, units or None, orientation)
     print(found)
     return int(found.verdict.startswith("not usable"))
 
 # %% ../nbs/80_cli.ipynb #cell-19
 def embed_file(
-    model:str,    # folder written by `SSLEncoder.save`
+    model:str,    # folder written by `SSLEncoder.save`, or the name of a model that comes with the package
     source:str,   # expression file, see `tables.read_table`
     output:str,   # file to write: .csv, .tsv or .parquet
     label:str="",               # column of the input that is no gene; several: with commas
@@ -367,18 +369,20 @@ def embed_file(
 )->int:
     "Embed every sample of an expression file with a saved model."
     from ssl_expr.data import load
-    from ssl_expr.estimator import SSLEncoder
+    from ssl_expr.estimator import SSLEncoder, pretrained, shipped
     from ssl_expr.files import atomic
     write:dict[str, Callable] = {".csv": lambda frame, path: frame.to_csv(path),
                                  ".tsv": lambda frame, path: frame.to_csv(path, sep="\t"),
                                  ".parquet": lambda frame, path: frame.to_parquet(path)}
     kind = Path(output).suffix
     if kind not in write: raise ValueError(f"{output} must end in {', '.join(write)}: the ending chooses the format.")
-    encoder = SSLEncoder.load(model)
+    encoder = pretrained(model) if model in shipped() and not Path(model).exists() else SSLEncoder.load(model)
     adata = load(source, labels=label.split(",") if label else (), units=units or None, orientation=orientation)
-    embedding = encoder.set_output(transform="pandas").transform(adata).set_axis(adata.obs_names)
+    table, coverage = encoder.align(adata)
+    embedding = encoder.set_output(transform="pandas").transform(table).set_axis(adata.obs_names)
     with atomic(output) as path: write[kind](embedding, path)
-    print(f"{output}: {embedding.shape[0]} samples × {embedding.shape[1]} dimensions")
+    filled = "; the missing ones take their training mean" if coverage.missing else ""
+    print(f"{output}: {embedding.shape[0]} samples × {embedding.shape[1]} dimensions; {coverage}{filled}")
     return 0
 
 # %% ../nbs/80_cli.ipynb #cell-21
@@ -389,7 +393,8 @@ def show_list()->int:
     from ssl_expr import pretrain  # noqa: F401 so that the objectives are registered
     from ssl_expr.objective import objectives
     experiments = sorted(path.stem for path in (repository()/"nbs"/"experiments").glob("*.ipynb"))
-    for what, names in dict(datasets=datasets(), objectives=objectives(), baselines=BASELINES, profiles=profiles(),
+    simple = (*BASELINES, "and others by features and penalty, such as logistic-pca100 or self-training-white50-C1")
+    for what, names in dict(datasets=datasets(), objectives=objectives(), baselines=simple, profiles=profiles(),
                             experiments=experiments, figures=figures(), collections=COLLECTIONS).items():
         print(f"{what:12} {', '.join(names)}")
     return 0
@@ -436,7 +441,7 @@ def parser()->argparse.ArgumentParser:
         orientation=dict(default="auto", choices=["auto", "samples", "genes"], help="what the rows are"))
     add("check", check_file, "a one-page report on an expression file, and a verdict",
         file=dict(help="expression file, or the folder of a 10x-style matrix"),
-        label=dict(default="", help="column to predict"),
+        label=dict(default="", help="column to predict, then others that are no genes, with commas between"),
         annotations=dict(default="", help="second file with the labels: sample ids first"),
         **reading)
     add("list", show_list, "names that commands, profiles and notebooks accept")
@@ -451,9 +456,9 @@ def parser()->argparse.ArgumentParser:
     add("reproduce", reproduce, "do one run again, from the data onwards, and compare", profile=profile,
         target=dict(help="the run's file, such as toy/strict/split0/grid.parquet"))
     add("embed", embed_file, "embed an expression file with a saved model",
-        model=dict(help="folder written by SSLEncoder.save"),
+        model=dict(help="folder written by SSLEncoder.save, or the name of a packaged model: tcga-mirna"),
         source=dict(metavar="input", help="expression file"), output=dict(help=".csv, .tsv or .parquet"),
-        label=dict(default="", help="column that is no gene; several with commas between"), **reading)
+        label=dict(default="", help="columns that are no genes, with commas between"), **reading)
     add("notebook", _notebook, "execute one notebook with checked parameters",
         notebook=dict(help="such as experiments/pretrain"), output=dict(help="executed notebook to write"),
         values=dict(nargs="?", default="{}", help="parameters as one JSON object"))

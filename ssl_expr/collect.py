@@ -30,7 +30,7 @@ from .prepare import load_prepared
 from .pretrain import Training, training_settings
 from .run import declared, repository
 from .savings import BEST, gain_areas, labels_needed, leaders, mean_along, saved, times_fewer, with_best
-from .study import COLLECTIONS, Plan, PlannedRun, parts_in, runs_behind
+from .study import COLLECTIONS, Plan, PlannedRun, parts_in, runs_behind, simple_models
 
 # %% ../nbs/77_collect.ipynb #cell-06
 def predictions_of(
@@ -107,7 +107,7 @@ def curves(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     tables["protocols"] = label_curves(predictions[predictions["split"].isin(common)])  # where both protocols ran
     tables |= protocol_changes(predictions)
     tables["kept_epochs"] = epochs_kept(predictions, own["fine_tuning"].get("epochs", FineTuning().epochs))
-    references = [name for name in ("scratch", *own["baselines"]) if name in set(predictions["arm"])]
+    references = [name for name in ("scratch", *simple_models(own)) if name in set(predictions["arm"])]
     linear = [name for name in references if name == "scratch" or name.startswith("logistic")]
     pretrained = [arm for arm, recipe in own["arms"].items() if "method" in recipe and arm not in aside]
     gained = [gains(drawn, [*linear, *pretrained])]
@@ -372,7 +372,7 @@ def best(plan:Plan, runs:list[PlannedRun])->dict[str, pd.DataFrame]:
     "What every arm adds to the best simple model, and how many times fewer labels it needs."
     predictions, own = predictions_of(plan, runs), plan.parts[runs[0].part]
     compared = predictions[~predictions["arm"].isin(own["replacement_arms"])]
-    return over_best(resample(compared), [name for name in own["baselines"] if name in set(compared["arm"])])
+    return over_best(resample(compared), [name for name in simple_models(own) if name in set(compared["arm"])])
 
 # %% ../nbs/77_collect.ipynb #new-07391152
 FEW_LABELS = 0.2  # largest label share that a search is judged by

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'FEWEST_FOUND', 'SHAPE', 'FEWEST_BATCHES', 'SMALLEST_BATCH', 'HIGHEST_LOG', 'FORMAT', 'SCALER', 'log_steps',
-           'to_log', 'align_table', 'sizes_for', 'FewSamplesWarning', 'SSLEncoder', 'pretrained']
+           'to_log', 'align_table', 'sizes_for', 'FewSamplesWarning', 'SSLEncoder', 'shipped', 'pretrained']
 
 # %% ../nbs/60_estimator.ipynb #cell-03
 import warnings
@@ -114,8 +114,8 @@ def align_table(
     if coverage.share < fewest:
         theirs, ours = (", ".join(map(str, names[:3])) for names in (table.columns, coverage.missing))
         raise ValueError(f"Only {coverage}, fewer than {fewest:.0%}: the data have {theirs}, ..., the model wants "
-                         f"{ours}, ...; use the same kind of gene names (`genes.rename_genes`), or ask `align` for "
-                         "`fewest=0` if that is all there is")
+                         f"{ours}, ...; if these are two kinds of gene names, rename them (`genes.rename_genes`), "
+                         "else train a model on the genes of the data, or insist in Python: `align(data, fewest=0)`")
     if isinstance(data, AnnData): matrix = to_log(matrix, steps, genes)
     absent = genes.isin(coverage.missing)
     matrix[:, absent] = means[absent]
@@ -358,7 +358,7 @@ def _rebuilt(
     return model
 
 # %% ../nbs/60_estimator.ipynb #new-19554346
-def _shipped()->dict[str, Path]:
+def shipped()->dict[str, Path]:
     "The folders of the models that come with the package, by name."
     return {card.parent.name: card.parent for card in sorted(Path(str(files("ssl_expr"))).glob("models/*/model.json"))}
 
@@ -366,7 +366,7 @@ def pretrained(
     name:str="tcga-mirna", # of a model that comes with the package
 )->SSLEncoder:             # fitted
     "Load a model that comes with the package; `ValueError` with their names when there is none called `name`."
-    models = _shipped()
+    models = shipped()
     if name not in models:
         raise ValueError(f"no model called {name!r} comes with ssl_expr: use {' or '.join(map(repr, models))}, or "
                          "`SSLEncoder.load` for a folder of yours")

@@ -86,7 +86,7 @@ def _report_missing(adata:anndata.AnnData, values:_Values, report:Inspection) ->
         return
     complete, blocks = float((values.incomplete == 0).mean()), len({values.pattern[row] for row in rows})
     text = f"{holes/adata.X.size:.1%} of the values, in {len(rows)} samples and {(values.incomplete > 0).sum()} genes"
-    if blocks <= len(rows)/10:
+    if blocks <= len(rows)/10 and (blocks > 1 or len(rows) < adata.n_obs):
         text += f", in {blocks} block{'s' if blocks > 1 else ''} (the same genes in many samples)"
         report.reservations.append(f"missing values mark {len(rows)} samples as a batch of their own: compare it with "
                                    "the classes and keep only genes that all have")
@@ -148,33 +148,35 @@ def _report_samples(adata:anndata.AnnData, values:_Values, report:Inspection) ->
         report.reservations.append(f"{copies.sum()} samples are copies ({first!r} and {twin!r} hold the same values): "
                                    "keep one of each")
 
-def _report_labels(adata:anndata.AnnData, report:Inspection, min_size:int=15) -> None:
+def _report_labels(adata:anndata.AnnData, report:Inspection, asked:bool, min_size:int=15) -> None:
     columns = list(adata.uns["labels"])
     for column in columns[:6]:
         sizes, missing = adata.obs[column].value_counts(), int(adata.obs[column].isna().sum())
         classes = [f"{name} {size}" for name, size in sizes[sizes > 0].items()]
         shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more classes" if len(classes) > 8 else "")
-        report.facts[f"label {column}"] = (shown or "no value") + (f"; without label {missing}" if missing else "")
-    if columns: _report_split(adata, columns[0], report, min_size)
+        what = "column" if asked and column != columns[0] else "label"    # the first is the one to learn
+        report.facts[f"{what} {column}"] = (shown or "no value") + (f"; without label {missing}" if missing else "")
+    if columns: _report_split(adata, columns[0], report, asked, min_size)
     else: report.reservations.append("only for pretraining and embedding, since no column is known to be a label: name "
                                      "one, or give a second file with annotations")
 
-def _report_split(adata:anndata.AnnData, column:str, report:Inspection, min_size:int) -> None:
-    "Whether the default label can be split into training, validation and test."
+def _report_split(adata:anndata.AnnData, column:str, report:Inspection, asked:bool, min_size:int) -> None:
+    "Whether the first label can be split into training, validation and test: an obstacle if not, and it was asked for."
+    found = report.obstacles if asked else report.reservations
     values = adata.obs[column].astype(object).to_numpy()
     sizes = adata.obs[column].value_counts()
     small = [f"{name} ({size})" for name, size in sizes[(sizes > 0) & (sizes < min_size)].items()]
     if (sizes >= min_size).sum() < 2:
         few = f"fewer than two classes of {min_size} samples (`min_class_size`)"
         have = "one class only" if (sizes > 0).sum() == 1 else few
-        report.reservations.append(f"label {column!r} has {have}, so it cannot be learned: add samples "
-                                   "or choose another label column")
+        found.append(f"label {column!r} has {have}, so it cannot be learned: "
+                     "add samples or choose another label column")
         return
     if small: report.reservations.append(f"classes of fewer than {min_size} samples lose their label {column!r}: "
                                          f"{', '.join(small[:5])}; add samples, merge classes, or lower "
                                          "`min_class_size` of `prepare`")
     try: make_split(drop_small_classes(values, min_size), adata.obs["patient"].astype(str).to_numpy())
-    except ValueError as error: report.reservations.append(f"label {column!r} cannot be split by patient ({error})")
+    except ValueError as error: found.append(f"label {column!r} cannot be split by patient ({error})")
 
 # %% ../nbs/18_inspection.ipynb #cell-15
 FEW_SAMPLES = 1000 # a choice: profile `unmixing`, parts `organs`, `colorectal` and `unlabelled-*`, shows mixed results
@@ -216,5 +218,5 @@ def inspect_file(
     values = _look(adata)
     _report_shape(adata, report); _report_units(adata, report); _report_missing(adata, values, report)
     _report_depth(adata, values, report); _report_genes(adata, values, report)
-    _report_samples(adata, values, report); _report_labels(adata, report)
+    _report_samples(adata, values, report); _report_labels(adata, report, asked=bool(labels))
     return report

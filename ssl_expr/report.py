@@ -96,10 +96,10 @@ UNTRAINED = "untrained encoder"
 
 def label(
     arm:str,               # "scarf", "scratch", …
-    mode:str="unfrozen",   # a frozen encoder that was never trained is "untrained", not "from scratch"
+    mode:str="unfrozen",   # an encoder that was never trained is "untrained" in any other, not "from scratch"
 )->str:                    # the name a reader sees
     "Display name of an arm; a newcomer shows its own name."
-    return UNTRAINED if arm == "scratch" and mode in ("frozen", "linear probe") else LABELS.get(arm, arm)
+    return UNTRAINED if arm == "scratch" and mode != "unfrozen" else LABELS.get(arm, arm)
 
 def in_order(
     arms:Iterable[str],   # names, repeated or not

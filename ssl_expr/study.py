@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'WHOLE', 'PART', 'TARGETS', 'BESIDE', 'KEPT', 'SMALLER', 'ENSEMBLE', 'QUESTIONS', 'COLLECTIONS',
-           'profiles', 'read_profile', 'lay_over', 'parts', 'check_profile', 'PlannedRun', 'Plan', 'code_behind',
-           'Collection', 'parts_in', 'runs_behind', 'collections', 'tables_read', 'tables_made', 'figures']
+           'profiles', 'read_profile', 'lay_over', 'simple_models', 'parts', 'check_profile', 'PlannedRun', 'Plan',
+           'code_behind', 'Collection', 'parts_in', 'runs_behind', 'collections', 'tables_read', 'tables_made',
+           'figures']
 
 # %% ../nbs/75_study.ipynb #cell-03
 import json
@@ -32,6 +33,7 @@ DEFAULTS:dict[str, Any] = dict(
     arms={"scratch": {}},            # arm -> method, variant, epochs, settings ...; without a method: from scratch
     fine_tuning={},                  # fractions, repeats and optimiser: see `finetune`
     baselines=[],                    # names known to `baselines`
+    later_baselines=[],              # asked for afterwards: runs of their own, so that the others need not be run again
     like_for_like=False,             # True: baselines on a network's terms: see `fit_baseline`
     linear_probe=False,              # True: every frozen encoder is read out by simple models, too
     readouts=["logistic"],           # which ones: see the experiment `linear_probe`
@@ -106,8 +108,15 @@ def _part(
                 raise ValueError(f"In {where}, unknown arm {arm!r}: known are {', '.join(profile['arms'])}.")
         arms, given = {arm: profile["arms"][arm] for arm in chosen}, given | dict(arms={})
     inherited = {key: profile[key] for key in ("encoder", "fine_tuning", "baselines", "readouts")} | dict(arms=arms)
+    if "baselines" not in given: inherited["later_baselines"] = profile["later_baselines"]
     if "dataset" not in given: inherited |= {key: profile[key] for key in ("dataset", "prepare")}
     return PART | lay_over(inherited, _known(where[0].upper() + where[1:], given, PART))
+
+def simple_models(
+    own:dict[str, Any],  # of a part, with all keys
+)->list[str]:
+    "Its baselines, the later ones last."
+    return [*own["baselines"], *own["later_baselines"]]
 
 def parts(
     name:str,                # the profile's
@@ -142,6 +151,10 @@ def _check_part(
     for arm, recipe in profile["arms"].items():
         if not isinstance(recipe, dict):
             refuse(f"arm {arm} must be a set of settings such as {{method: scarf}}, got {recipe!r}")
+    simple = simple_models(profile)
+    for what, names in (("baselines and later_baselines name", simple), ("readouts name", profile["readouts"])):
+        for name in names:
+            if names.count(name) > 1: refuse(f"{what} {name} twice: name it once")
     for arm in profile["ensembles"]:
         if "method" not in profile["arms"].get(arm, {}) or not profile["linear_probe"]:
             refuse(f"ensembles names {arm!r}: it must be a pretrained arm, and linear_probe must be true")
@@ -270,7 +283,10 @@ class Plan:
     def _add(self, experiment:str, folder:str, values:dict[str, Any], needs:Iterable[str]=(), **where:Any)->str:
         "Plan one run, its parameters checked against the notebook's; returns its target."
         defaults = declared(f"experiments/{experiment}")
-        check_parameters(f"experiments/{experiment}", values, defaults)
+        within = [f"{key} {where[key]}" for key in ("part", "arm") if where.get(key, "main") != "main"]
+        try: check_parameters(f"experiments/{experiment}", values, defaults)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"In {', '.join([f'profile {self.name}', *within])}: {error}") from None
         same = json.dumps([experiment, defaults | values | dict(folder="")], sort_keys=True)
         target = self._made.setdefault(same, f"{folder}/{TARGETS[experiment]}")
         given = values | dict(folder=str(Path(target).parent))
@@ -301,9 +317,9 @@ class Plan:
                 if own["linear_probe"]:
                     values = own["encoder"] | probed | dict(encoder=encoder, seed=seed)
                     self._add("linear_probe", folder, values, needs, **here)
-            if own["baselines"]:
-                values = sweep | dict(baselines=own["baselines"], like_for_like=own["like_for_like"], seed=seed)
-                self._add("baselines", f"{base}/baselines/seed{seed}", values, (prepared,), seed=seed, **where)
+            for key in filter(own.get, ("baselines", "later_baselines")):
+                values = sweep | dict(baselines=own[key], like_for_like=own["like_for_like"], seed=seed)
+                self._add("baselines", f"{base}/{key}/seed{seed}", values, (prepared,), seed=seed, **where)
         for arm in own["ensembles"]:
             first, *others = siblings[arm]
             for seed in own["seeds"]:   # of the draws of labels, which the others have, too

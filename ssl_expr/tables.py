@@ -301,6 +301,9 @@ def add_annotations(
     both = [column for column in plain.values() if column in adata.obs]
     if both: raise ValueError(f"{path} has column {both[0]!r}, which the data have as well: keep one of the two")
     for column, values in frame.reindex(ours).items(): adata.obs[plain[column]] = values.to_numpy()
+    if "patient" in frame and (nobody := adata.obs["patient"].isna().to_numpy()).any():
+        raise ValueError(f"{path} names no patient for {nobody.sum()} of {len(ours)} samples, such as "
+                         f"{ours[nobody][0]!r}: add a row for each, with the patient alone if nothing else is known")
     repeats = [c for c in frame if frame[c].dtype == object and 0 < frame[c].nunique() < frame[c].notna().sum()]
     chosen = [plain[c] for c in frame if c != "patient" and (c in repeats or annotates(c, labels))]
     adata.uns["labels"] = [*adata.uns.get("labels", []), *chosen]

@@ -101,6 +101,29 @@ def test_a_reservation_leaves_data_usable_and_the_remedy_is_named(tmp_path, faul
     assert pd.Series(report.verdict).str.contains(message).all(), report.verdict
 
 
+@pytest.mark.parametrize("fault", [one_class, tiny_classes, two_patients])
+def test_a_label_that_was_asked_for_and_cannot_be_learned_is_an_obstacle(tmp_path, fault):
+    data = toy(100)
+    fault(data)
+    report = inspect_file(saved(data, tmp_path), ["label"])
+    assert not report.usable and "label 'label'" in report.verdict
+
+
+def test_only_the_first_label_that_was_asked_for_is_the_one_to_learn(tmp_path):
+    data = toy(100)
+    one_class(data)
+    data.obs["site"] = pd.Categorical(["left", "right"]*50)
+    data.uns["labels"] = ["site", "label"]
+    report = inspect_file(saved(data, tmp_path), ["site", "label"])
+    assert report.usable and {"label site", "column label"} <= report.facts.keys()
+
+
+def test_genes_that_no_sample_has_make_no_batch(tmp_path):
+    data = toy(100)
+    data.X[:, :20] = np.nan
+    assert "batch" not in inspect_file(saved(data, tmp_path)).verdict
+
+
 def test_the_depth_of_logarithms_is_that_of_the_values_before(tmp_path):
     data = toy(100)
     data.X, data.uns["units"] = np.log2(data.X + 1), "log2(counts+1)"

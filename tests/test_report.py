@@ -609,10 +609,11 @@ def test_a_task_of_ones_own_stands_where_the_recipe_would(tmp_path):
     assert "mine" in set(numbers["arm"]) and words and "mine (self-training-C0.1)" in caption
 
 
-def test_without_a_known_factor_the_labels_needed_are_left_out(tmp_path):
+def test_without_a_known_factor_the_figure_says_so_where_labels_needed_would_be(tmp_path):
     def unknown(needed): needed["factor"] = np.nan
     _, _, numbers, words = draw_needed(tmp_path, change=unknown)
-    assert words == [] and "labels needed" not in set(numbers["panel"]) and "score" in set(numbers["panel"])
+    assert words == ["each score from 0.70 to 0.94\nis reached from the start, or never"]
+    assert "labels needed" not in set(numbers["panel"]) and "score" in set(numbers["panel"])
 
 
 def test_a_study_without_the_recipe_is_refused_in_one_sentence(tmp_path):

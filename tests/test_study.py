@@ -25,6 +25,7 @@ from ssl_expr.study import (
     profiles,
     read_profile,
     runs_behind,
+    simple_models,
     tables_read,
 )
 
@@ -140,6 +141,13 @@ def test_a_profile_that_would_fail_later_is_refused_when_planned(change, said):
 def test_an_unknown_method_is_refused_before_anything_runs():
     with pytest.raises(ValueError, match="'scraf'"):
         check_methods(Plan("x", DEFAULTS | dict(arms={"scarf": dict(method="scraf")})))
+
+
+@pytest.mark.parametrize("key", ["baselines", "later_baselines", "readouts"])
+def test_an_unknown_simple_model_is_refused_before_anything_runs(key):
+    with pytest.raises(ValueError, match=f"In profile x, {key}: unknown baseline 'logistik'"):
+        check_methods(Plan("x", DEFAULTS | {key: ["logistik"]}))
+    check_methods(Plan("x", DEFAULTS | dict(readouts=["logistic+genes"])))
 
 
 def test_encoder_settings_of_the_profile_reach_every_question():
@@ -293,6 +301,42 @@ def test_parts_share_the_runs_that_are_the_same_and_no_others():
     assert all(run.target not in {each.target for each in plan.of("label_curve", part="main")} for run in curves)
     assert {need for run in curves for need in run.needs} <= main
     assert not {run.target for run in plan.of("prepare", part="few")} & main
+
+
+def test_a_later_baseline_has_runs_of_its_own_and_leaves_the_others_alone():
+    first, later = (Plan("x", TOP | given) for given in ({}, dict(later_baselines=["logistic-pca"])))
+    added = [run for target, run in later.runs.items() if target not in first.runs]
+    assert all(later.runs[target] == run for target, run in first.runs.items())
+    assert len(added) == len(first.of("baselines"))
+    assert {run.experiment for run in added} == {"baselines"}
+    assert all(run.parameters["baselines"] == ["logistic-pca"] for run in added)
+
+
+@pytest.mark.parametrize("given, want", [
+    ({}, ["logistic-genes", "logistic-pca"]),
+    (dict(baselines=["trees"]), ["trees"]),
+    (dict(baselines=["trees"], later_baselines=["logistic-pca"]), ["trees", "logistic-pca"]),
+])
+def test_a_part_that_names_its_baselines_names_the_later_ones_too(given, want):
+    plan = Plan("x", TOP | dict(later_baselines=["logistic-pca"], parts=dict(few=given)))
+    assert simple_models(plan.parts["few"]) == want
+
+
+@pytest.mark.parametrize("given, said", [
+    (dict(later_baselines=["logistic-genes"]), "baselines and later_baselines name logistic-genes twice: name it once"),
+    (dict(baselines=["trees", "trees"]), "baselines and later_baselines name trees twice"),
+    (dict(readouts=["logistic", "logistic"]), "readouts name logistic twice"),
+])
+def test_a_model_that_is_named_twice_is_refused_before_anything_runs(given, said):
+    with pytest.raises(ValueError, match=f"part few, {said}"): with_parts(few=given)
+
+
+@pytest.mark.parametrize("given, said", [
+    (dict(arms={"scarf": dict(widht=5)}), "part few, arm scarf: experiments/pretrain has no parameter 'widht'"),
+    (dict(prepare=dict(annotation="a.csv")), "part few: experiments/prepare has no parameter 'annotation'"),
+])
+def test_a_misspelt_setting_is_refused_where_it_stands(given, said):
+    with pytest.raises(ValueError, match=f"In profile x, {said}"): with_parts(few=given)
 
 
 def test_a_default_that_is_spelt_out_does_not_make_another_run():
@@ -468,7 +512,8 @@ def collected(monkeypatch, name, modes, baselines=(), aside=()):
     simple = every[every["arm"].isin(baselines)].assign(mode="baseline")
     monkeypatch.setattr(collect, "predictions_of", lambda plan, runs: pd.concat([*called, simple], ignore_index=True))
     arms = {arm: {} if arm == "scratch" else dict(method="scarf") for arm in modes}
-    own = dict(arms=arms, baselines=[*baselines], replacement_arms=[*aside], fine_tuning={})
+    own = dict(arms=arms, baselines=[*baselines[:1]], later_baselines=[*baselines[1:]],
+               replacement_arms=[*aside], fine_tuning={})
     run = PlannedRun("linear_probe", "a", {}, ("prepared",), protocol="strict")
     plan = SimpleNamespace(parts=dict(main=own), runs=dict(prepared=run),
                            record=lambda run: dict(facts=dict(rows=dict(pretrain=900))))

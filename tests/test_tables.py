@@ -469,7 +469,8 @@ def test_a_label_file_that_is_no_file_is_named(table, tmp_path, target):
 def test_a_missing_patient_in_the_second_file_is_not_made_up(table, tmp_path):
     table.to_csv(tmp_path/"mine.csv")
     (tmp_path/"labels.csv").write_text("id,patient\nTCGA-AA-0001,p\n")
-    assert "sample without a patient" in sentence(load, "mine.csv", tmp_path, annotations="labels.csv")
+    assert "labels.csv names no patient for 1 of 2 samples, such as 'TCGA-AA-0002': add" in sentence(
+        load, "mine.csv", tmp_path, annotations="labels.csv")
 
 
 def test_a_file_without_permission_is_one_sentence(table, tmp_path, monkeypatch):
