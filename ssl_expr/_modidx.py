@@ -750,6 +750,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ssl_expr.recommended.how_measured': ('recommended.html#how_measured', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.how_to_read_it_out': ( 'recommended.html#how_to_read_it_out',
                                                                                    'ssl_expr/recommended.py'),
+                                      'ssl_expr.recommended.in_another_form': ( 'recommended.html#in_another_form',
+                                                                                'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.is_it_better': ('recommended.html#is_it_better', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.judged': ('recommended.html#judged', 'ssl_expr/recommended.py'),
                                       'ssl_expr.recommended.measured': ('recommended.html#measured', 'ssl_expr/recommended.py'),

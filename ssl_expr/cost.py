@@ -334,7 +334,8 @@ def reckoned(
     return reckon.cost()
 
 # %% ../nbs/79_cost.ipynb #cell-24
-def _like(run:PlannedRun)->tuple[str, ...]: return run.experiment, run.arm, run.part, run.protocol
+def _like(run:PlannedRun)->tuple[str, ...]:
+    return run.experiment, run.arm, run.part, run.protocol, *run.parameters.get("baselines", [])
 
 def expected(
     plan:Plan,

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ARM', 'READOUT', 'PLAIN', 'SHOWN', 'LEAST', 'OTHER_DATA', 'ENOUGH_SPLITS', 'TABLES', 'FEATURES', 'USUAL', 'FEWER',
            'ELSEWHERE', 'SMALL', 'QUESTIONS', 'IN_DETAIL', 'against_best', 'as_interval', 'judged', 'where_better',
-           'is_it_better', 'on_other_data', 'simple_model', 'share_by_share', 'against_the_usual', 'read_out',
-           'how_many_fewer', 'factor_in_words', 'how_to_read_it_out', 'elsewhere', 'why_not_on_mrna', 'the_others',
-           'what_was_tried', 'measured', 'how_measured', 'folded', 'recommended']
+           'is_it_better', 'on_other_data', 'simple_model', 'share_by_share', 'against_the_usual', 'in_another_form',
+           'read_out', 'how_many_fewer', 'factor_in_words', 'how_to_read_it_out', 'elsewhere', 'why_not_on_mrna',
+           'the_others', 'what_was_tried', 'measured', 'how_measured', 'folded', 'recommended']
 
 # %% ../nbs/88_recommended.ipynb #cell-02
 from functools import partial
@@ -20,7 +20,7 @@ from .baselines import read_baseline, read_features
 from .claims import METRIC
 from .report import MEASURED, count, data_name, in_words, label, markdown_table, times
 from .savings import BEST
-from .study import ENSEMBLE
+from .study import ENSEMBLE, read_profile
 from .verdicts import Interval, NotRun, Tables, in_a_word, select
 
 # %% ../nbs/88_recommended.ipynb #cell-05
@@ -126,8 +126,22 @@ def against_the_usual(tables:Tables)->str:
             f"{row.n_labels:,} labels": f"{as_interval(row)}" for row in rows.sort_values("fraction").itertuples()})
     if not told: raise NotRun("none of them")
     return ("**And against the models that one would try first?** The last row compares the encoder alone: both sides "
-            "are read out by logistic regression.\n\n"
+            f"are read out by logistic regression.{said(in_another_form, tables)}\n\n"
             + markdown_table(pd.DataFrame(told)))
+
+def in_another_form(tables:Tables)->str:
+    "Which of these models the search found better with other features of the kind, or another penalty."
+    tried = select(tables, "search", mode="baseline").drop_duplicates("arm").set_index("arm")["mean"]
+    def family(name:str)->tuple[str, str]:
+        classifier, read, _ = read_baseline(name)
+        return classifier, read_features(read)[0]
+    told = []
+    for name in USUAL:
+        alike = tried[[family(other) == family(name) for other in tried.index]]
+        if name in alike and (better := str(alike.idxmax())) != name:
+            told.append(f"{simple_model(name)} ({alike[name]:.3f}) as `{better}` ({alike.max():.3f})")
+    if not told: raise NotRun("none did better")
+    return f" In the search another form did better, so that the row favours us: {listed(told)}."
 
 def read_out(mode:str)->str:
     "A read-out in words, without its penalty."
@@ -167,12 +181,16 @@ def how_to_read_it_out(tables:Tables)->str:
     found = pd.concat([alone, together])
     rows = []
     for (arm, mode), several in found.groupby(["arm", "mode"], sort=False):
-        by_labels = {f"{row.n_labels:,} labels": judged(row)
+        n_splits = ENOUGH_SPLITS if arm == ARM else 0   # several: one set of encoders for each split, read out thrice
+        by_labels = {f"{row.n_labels:,} labels": judged(row, n_splits)
                      for row in several.sort_values("fraction").itertuples() if row.fraction in SHOWN}
         rows.append({"encoders": "one" if arm == ARM else "several, side by side",
                      "read out by": read_out(mode)} | by_labels)
     if len(rows) < 2: raise NotRun("one read-out")
-    return "**Does it take this read-out?** Minus the best simple model:\n\n" + markdown_table(pd.DataFrame(rows))
+    several = (" Of several encoders there is one set for each split, so that their luck is in no interval, and no "
+               "verdict is given." if len(together) else "")
+    return (f"**Does it take this read-out?** Minus the best simple model.{several}\n\n"
+            + markdown_table(pd.DataFrame(rows)))
 
 # %% ../nbs/88_recommended.ipynb #cell-26
 FEWER = "as few samples to pretrain on"
@@ -204,8 +222,8 @@ def elsewhere(tables:Tables)->str:
     meant = "; ".join(f"{names}: {what}" for what, names in asked.items())
     few = (f" Where there are fewer than {ENOUGH_SPLITS} splits, with one encoder each, intervals may be too narrow, "
            "and no verdict is given." if any(int(row["splits"]) < ENOUGH_SPLITS for row in rows) else "")
-    strangers = (" In the unseen cohorts the samples without a label are of other kinds than those asked about, so "
-                 "that self-training must mislabel them: there, keep to logistic regression, on embedding or genes."
+    strangers = (" In the unseen cohorts none of the samples to pretrain on is of the kinds asked about, so that "
+                 "self-training must mislabel them all: there, keep to logistic regression, on embedding or genes."
                  if any(row["where"] == data_name("unseen-cohorts") for row in rows) else "")
     return ("**And elsewhere?** The recipe untouched, and its encoder under logistic regression, minus the best simple "
             "model there, which has the same samples to learn from. Before each difference: the labels. Genes are "
@@ -217,7 +235,6 @@ SMALL = "unlabelled-300"   # part with about as few samples to pretrain on as mR
 
 def why_not_on_mrna(tables:Tables)->str:
     "Where the recipe stands with as few samples of microRNA, and its relatives on mRNA, with the fewest labels."
-    def fewest(part:str)->Any: return next(against_best(tables, part).itertuples())
     def n_pretrain(part:str)->int: return select(tables, "label_curve", part=part)["n_pretrain"].iloc[0]
     told = []
     for part in OTHER_DATA:
@@ -225,12 +242,13 @@ def why_not_on_mrna(tables:Tables)->str:
         few = found[found["fraction"] == found["fraction"].min()].sort_values("difference", ascending=False)
         stand = listed([f"{label(row.arm)} at {as_interval(row)}" for row in few.itertuples()])
         told.append(f"on {data_name(part)} {stand}")
-    small, last = fewest(SMALL), fewest(OTHER_DATA[-1])
-    explained = n_pretrain(SMALL) > n_pretrain(OTHER_DATA[-1]) or small.difference <= last.difference
-    return (f"**Why not on mRNA?** With {n_pretrain(SMALL):,} samples of microRNA to pretrain on, and "
-            f"{small.n_labels:,} labels, the recipe stands at {as_interval(small)}; with "
-            f"{n_pretrain(OTHER_DATA[-1]):,} of {data_name(OTHER_DATA[-1])} at {as_interval(last)}. The number of "
-            f"samples {'may explain it' if explained else 'alone does not explain it'}. The relatives of un-mixing, "
+    last, rows = OTHER_DATA[-1], [against_best(tables, part) for part in (SMALL, OTHER_DATA[-1])]
+    def both(at:int)->str: return " and ".join(str(as_interval(found.iloc[at])) for found in rows)
+    apart = rows[0].iloc[0]["low"] > rows[1].iloc[0]["high"] and n_pretrain(SMALL) <= n_pretrain(last)
+    return (f"**Why not on mRNA?** With {n_pretrain(SMALL):,} samples of microRNA to pretrain on, and with "
+            f"{n_pretrain(last):,} of {data_name(last)}, the recipe stands at {both(0)} with the fewest labels, at "
+            f"{both(-1)} with all of them. With the fewest, the number of samples "
+            f"{'alone does not explain it' if apart else 'may explain it'}. There, the relatives of un-mixing, "
             f"trained with its settings and read out alike, one encoder for each split: {'; '.join(told)}.")
 
 # %% ../nbs/88_recommended.ipynb #cell-29
@@ -254,11 +272,12 @@ def the_others(tables:Tables)->str:
         row["encoder"] == label("vime") for row in rows) else ""
     return ("**And other pretext tasks, or fine-tuning?** With the fewest labels, each used as it comes out best on "
             "the test patients, against the best simple model of its part; no verdicts, since the use was picked. "
-            "Settings and penalty are those chosen for un-mixing, but for `published`. One encoder for each split, "
-            "fewer repeats than above. *Denoising*: many donors, one for each gene, and one view; *donor swap*: one "
-            "donor and one view; *marginal*: two views, many donors; *mixing*: the mean of two profiles, weighed; "
-            "*Barlow Twins*, *VICReg*: two views have to agree, nothing is rebuilt. Unfrozen and frozen: as the paper "
-            f"does, at ten times its learning rate; heads may be cut off after 100 epochs.{linear}\n\n"
+            "Settings are those chosen for un-mixing, but for `published`; the penalty is un-mixing's everywhere. One "
+            "encoder for each split, fewer repeats than above. *Denoising*: many donors, one for each gene, and one "
+            "view; *donor swap*: one donor and one view; *marginal*: two views, many donors; *mixing*: the mean of two "
+            "profiles, weighed; *Barlow Twins*, *VICReg*: two views have to agree, nothing is rebuilt. Unfrozen and "
+            "frozen: as the paper does, at ten times its learning rate; heads may be cut off after 100 "
+            f"epochs.{linear}\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 # %% ../nbs/88_recommended.ipynb #new-82289053
@@ -274,7 +293,9 @@ def what_was_tried(tables:Tables)->str:
     n_splits = int(tried["n_splits"].max())
     own = tried[encoders & (tried["arm"] == ARM) & tried["difference"].notna()]
     alike = [row.mode for row in own.itertuples() if as_interval(row).side() == 0]
-    others = f" Of its own read-outs a tie with the best: {listed(alike)}." if alike else ""
+    best = tried.loc[encoders & (tried["arm"] == ARM) & tried["difference"].isna() & (tried["part"] != "main"), "mode"]
+    others = (f" Of its own read-outs {best.iloc[0]} did best; a tie with it: {listed(alike)}."
+              if alike and len(best) else "")
     return (f"**What was tried?** {count(varied['arm'].nunique(), 'other encoder')}, "
             f"{count(tried.loc[encoders & (tried['arm'] == ARM), 'mode'].nunique(), 'read-out')} and "
             f"{count(tried.loc[~encoders, 'arm'].nunique(), 'simple model')}, on patients whose labels are not asked "
@@ -296,6 +317,8 @@ def how_measured(tables:Tables, runs:dict[str, Any])->str:
     rows = select(tables, "label_curve", part="main", arm=ARM, mode=READOUT)
     first, facts, fewest = rows.iloc[0], runs["data"], int(rows["n_labels"].min())
     simple = sorted(select(tables, "label_curve", part="main", mode="baseline")["arm"].unique())
+    added = [name for name in read_profile(runs["profile"])["later_baselines"] if name in simple]
+    later = f" Added when all others had been scored: {listed([f'`{name}`' for name in added])}." if added else ""
     cost = ""
     if "costs" in tables:
         made = tables["costs"].query("part == 'main' and experiment == 'pretrain' and arm == @ARM")
@@ -309,13 +332,14 @@ def how_measured(tables:Tables, runs:dict[str, Any])->str:
             f"{first['n_pretrain']:,} samples to pretrain on, {first['n_test']:,} to test, no patient on both sides."
             f"{kinds} {count(int(first['n_splits']), 'split')} of patients, in each "
             f"{count(int(first['n_repeats']), 'repeat')} (encoders times draws of the labels). The fewest labels are "
-            f"{fewest:,}, at least two of every class; every label counts that anything was fitted or chosen by. The "
-            f"labels of {searched:,} patients served the search for the recipe; none of them is tested here, though "
-            "the study below, and once an earlier form of the recipe, used the same cohort before. An encoder sees no "
+            f"{fewest:,}, at least two of every class; every label counts that a model was fitted or chosen by, but "
+            f"settings and penalties were searched for on the labels of {searched:,} other patients; none of them is "
+            "tested here, though the study below, and once an earlier form of the recipe, used the same cohort before. "
+            "An encoder sees no "
             "sample of a validation or test patient, and no label. The best simple model is chosen anew at every "
             f"number of labels, among {len(simple)}, by the test patients, which favours it; the intervals of the main "
             "comparison (95 %: patients, splits, encoders and draws of labels drawn anew, both models on the same) "
-            f"take that choice as given, and nothing is corrected for the number of comparisons.{cost}")
+            f"take that choice as given, and nothing is corrected for the number of comparisons.{later}{cost}")
 
 QUESTIONS = (share_by_share, against_the_usual, how_many_fewer, elsewhere, why_not_on_mrna)
 IN_DETAIL = (how_to_read_it_out, the_others, what_was_tried)   # folded up, for those who want to do it otherwise

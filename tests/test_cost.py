@@ -151,6 +151,15 @@ def test_only_runs_of_the_same_arm_and_protocol_are_alike(monkeypatch, shipped):
     assert later and all(costs[run.target].cpu_seconds < 500 for run in later)
 
 
+def test_a_later_baseline_is_not_expected_to_take_as_long_as_those_before_it(monkeypatch, shipped):
+    plan = Plan("example", DEFAULTS | dict(baselines=["logistic-genes"], later_baselines=["logistic-pca"]))
+    first, later = plan.of("baselines")
+    finished_first(monkeypatch, plan, processor())
+    every = cost.finished
+    monkeypatch.setattr(cost, "finished", lambda plan, run: every(plan, run) if run == first else None)
+    assert expected(plan, shipped)[later.target].cpu_seconds < 500
+
+
 @pytest.fixture
 def own_rates(monkeypatch, tmp_path, shipped):
     "A rates file of this machine, in a folder of its own."

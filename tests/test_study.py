@@ -304,7 +304,8 @@ def test_parts_share_the_runs_that_are_the_same_and_no_others():
 
 
 def test_a_later_baseline_has_runs_of_its_own_and_leaves_the_others_alone():
-    first, later = (Plan("x", TOP | given) for given in ({}, dict(later_baselines=["logistic-pca"])))
+    asked = TOP | dict(pretraining_sizes=dict(arms=["scratch", "scarf"], sizes=[20, 0]))   # and corruption
+    first, later = (Plan("x", asked | given) for given in ({}, dict(later_baselines=["logistic-pca"])))
     added = [run for target, run in later.runs.items() if target not in first.runs]
     assert all(later.runs[target] == run for target, run in first.runs.items())
     assert len(added) == len(first.of("baselines"))
