@@ -369,14 +369,14 @@ def embed_file(
 )->int:
     "Embed every sample of an expression file with a saved model."
     from ssl_expr.data import load
-    from ssl_expr.estimator import SSLEncoder, pretrained, shipped
+    from ssl_expr.estimator import SSLEncoder, packaged, pretrained
     from ssl_expr.files import atomic
     write:dict[str, Callable] = {".csv": lambda frame, path: frame.to_csv(path),
                                  ".tsv": lambda frame, path: frame.to_csv(path, sep="\t"),
                                  ".parquet": lambda frame, path: frame.to_parquet(path)}
     kind = Path(output).suffix
     if kind not in write: raise ValueError(f"{output} must end in {', '.join(write)}: the ending chooses the format.")
-    encoder = pretrained(model) if model in shipped() and not Path(model).exists() else SSLEncoder.load(model)
+    encoder = pretrained(model) if model in packaged() and not Path(model).exists() else SSLEncoder.load(model)
     adata = load(source, labels=label.split(",") if label else (), units=units or None, orientation=orientation)
     table, coverage = encoder.align(adata)
     embedding = encoder.set_output(transform="pandas").transform(table).set_axis(adata.obs_names)

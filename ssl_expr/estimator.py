@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'FEWEST_FOUND', 'SHAPE', 'FEWEST_BATCHES', 'SMALLEST_BATCH', 'HIGHEST_LOG', 'FORMAT', 'SCALER', 'log_steps',
-           'to_log', 'align_table', 'sizes_for', 'FewSamplesWarning', 'SSLEncoder', 'shipped', 'pretrained']
+           'to_log', 'align_table', 'sizes_for', 'FewSamplesWarning', 'SSLEncoder', 'packaged', 'pretrained']
 
 # %% ../nbs/60_estimator.ipynb #cell-03
 import warnings
@@ -358,7 +358,7 @@ def _rebuilt(
     return model
 
 # %% ../nbs/60_estimator.ipynb #new-19554346
-def shipped()->dict[str, Path]:
+def packaged()->dict[str, Path]:
     "The folders of the models that come with the package, by name."
     return {card.parent.name: card.parent for card in sorted(Path(str(files("ssl_expr"))).glob("models/*/model.json"))}
 
@@ -366,7 +366,7 @@ def pretrained(
     name:str="tcga-mirna", # of a model that comes with the package
 )->SSLEncoder:             # fitted
     "Load a model that comes with the package; `ValueError` with their names when there is none called `name`."
-    models = shipped()
+    models = packaged()
     if name not in models:
         raise ValueError(f"no model called {name!r} comes with ssl_expr: use {' or '.join(map(repr, models))}, or "
                          "`SSLEncoder.load` for a folder of yours")

@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ssl_expr.estimator
+from ssl_expr.cli import main
 from ssl_expr.data import load
 from ssl_expr.estimator import FewSamplesWarning, SSLEncoder, align_table, pretrained, sizes_for
 from ssl_expr.objective import build, known_settings, objectives
@@ -536,6 +537,20 @@ def test_the_model_of_the_package_finds_its_genes_by_name(shipped):
     with pytest.warns(UserWarning, match=f"{len(quiet)} of {adata.n_vars} genes found"):
         fewer = shipped.transform(adata[:, quiet[::-1]].copy())
     assert not np.array_equal(fewer, want) and np.corrcoef(fewer.ravel(), want.ravel())[0, 1] > 0.9
+
+
+def test_embed_takes_a_model_of_the_package_by_name_and_says_how_many_genes_it_found(shipped, tmp_path, capsys):
+    adata = counts_for(shipped)
+    fewer = adata[:, :-30].copy()
+    for name, data in (("all", adata), ("fewer", fewer)):
+        data.to_df().set_axis([f"s{n}" for n in range(5)]).to_csv(tmp_path/f"{name}.csv")
+        assert main(["embed", "tcga-mirna", str(tmp_path/f"{name}.csv"), str(tmp_path/f"{name}-out.csv")]) == 0
+    told = capsys.readouterr().out
+    assert f"{adata.n_vars} of {adata.n_vars} genes found (100.0%)\n" in told
+    assert f"{fewer.n_vars} of {adata.n_vars} genes found" in told and "missing ones take their training mean" in told
+    found = pd.read_csv(tmp_path/"all-out.csv", index_col=0)
+    assert list(found.index) == [f"s{n}" for n in range(5)]
+    np.testing.assert_allclose(found, shipped.transform(adata), rtol=1e-5)
 
 
 def test_a_corrupt_copy_of_the_model_of_the_package_is_refused(tmp_path):
