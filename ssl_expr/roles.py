@@ -68,9 +68,12 @@ def choose_rows(
                             for wanted, role in ((pretrain_on, "pretrain_on"), (learn_on, "learn_on")))
     labels = drop_small_classes(stated.where(learns).to_numpy(), min_class_size)
     sizes = stated[learns].value_counts()
-    if learn_on and len(set(labels) - {None}) < 2:
-        raise ValueError(f"learn_on leaves fewer than two classes of at least {min_class_size} samples: it has "
-                         f"{_some(f'{name} ({size})' for name, size in sizes[sizes > 0].items()) or 'no labels'}")
+    if len(set(labels) - {None}) < 2:
+        where, remedy = ("learn_on leaves", "name more values") if learn_on else (
+            f"label {label!r} has", "choose another column, or lower `min_class_size`")
+        found = _some(f"{name} ({size})" for name, size in sizes[sizes > 0].items()) or "no labels"
+        raise ValueError(f"{where} fewer than two classes of at least {min_class_size} samples: it has {found}; "
+                         f"{remedy}")
     has_role = may_pretrain | pd.notna(labels)
     listed = np.where(learns, pd.notna(labels), stated.notna()) if labelled_only else True
     used = np.flatnonzero(has_role & listed)
