@@ -123,7 +123,7 @@ for collection in MADE:
                 (part, run.arm) for part in parts_in(collection, PLAN)
                 for run in PLAN.of(*COLLECTIONS[collection].experiments, part=part)})),
             compared=json.dumps([[own["replacement_arms"], simple_models(own), own["against"]]
-                                 for part in parts_in(collection, PLAN) for own in (PLAN.parts[part],)]
+                                 for own in map(PLAN.parts.get, parts_in(collection, PLAN))]
                                 if collection in ("curves", "best", "shortcuts") else []),
         threads: 1
         resources:

@@ -109,6 +109,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'ssl_expr.cli.check_methods': ('cli.html#check_methods', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.cluster_options': ('cli.html#cluster_options', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.collect_all': ('cli.html#collect_all', 'ssl_expr/cli.py'),
+                              'ssl_expr.cli.columns': ('cli.html#columns', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.embed_file': ('cli.html#embed_file', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.execute': ('cli.html#execute', 'ssl_expr/cli.py'),
                               'ssl_expr.cli.fetch_files': ('cli.html#fetch_files', 'ssl_expr/cli.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['state_of', 'spoilt', 'status', 'show_cache', 'cluster_options', 'cancel_left', 'check_methods', 'show_work', 'run',
-           'follow', 'keep', 'keep_finished', 'execute', 'collect_all', 'redraw', 'reproduce', 'fetch_files',
+           'follow', 'keep', 'keep_finished', 'execute', 'collect_all', 'redraw', 'reproduce', 'fetch_files', 'columns',
            'check_file', 'embed_file', 'show_list', 'parser', 'main']
 
 # %% ../nbs/80_cli.ipynb #cell-03
@@ -345,6 +345,10 @@ def fetch_files(
     print(f"please cite: {sources()[dataset].citation}")
     return 0
 
+def columns(label:str)->list[str]:
+    "The names that stand in one word with commas between."
+    return label.split(",") if label else []
+
 def check_file(
     file:str,                   # expression file or mtx folder
     label:str="",               # column to predict; several: with commas, the first is looked at closely
@@ -354,7 +358,7 @@ def check_file(
 )->int:
     "Print a one-page report on an expression file and a verdict; 1 if it cannot be used."
     from ssl_expr.inspection import inspect_file
-    found = inspect_file(file, label.split(",") if label else [], annotations or None, units or None, orientation)
+    found = inspect_file(file, columns(label), annotations or None, units or None, orientation)
     print(found)
     return int(found.verdict.startswith("not usable"))
 
@@ -377,7 +381,7 @@ def embed_file(
     kind = Path(output).suffix
     if kind not in write: raise ValueError(f"{output} must end in {', '.join(write)}: the ending chooses the format.")
     encoder = pretrained(model) if model in packaged() and not Path(model).exists() else SSLEncoder.load(model)
-    adata = load(source, labels=label.split(",") if label else (), units=units or None, orientation=orientation)
+    adata = load(source, labels=columns(label), units=units or None, orientation=orientation)
     table, coverage = encoder.align(adata)
     embedding = encoder.set_output(transform="pandas").transform(table).set_axis(adata.obs_names)
     with atomic(output) as path: write[kind](embedding, path)

@@ -181,15 +181,15 @@ def how_to_read_it_out(tables:Tables)->str:
     found = pd.concat([alone, together])
     rows = []
     for (arm, mode), several in found.groupby(["arm", "mode"], sort=False):
-        n_splits = ENOUGH_SPLITS if arm == ARM else 0   # several: one set of encoders for each split, read out thrice
-        by_labels = {f"{row.n_labels:,} labels": judged(row, n_splits)
+        told = judged if arm == ARM else as_interval   # several: one set of encoders for each split, read out thrice
+        by_labels = {f"{row.n_labels:,} labels": f"{told(row)}"
                      for row in several.sort_values("fraction").itertuples() if row.fraction in SHOWN}
         rows.append({"encoders": "one" if arm == ARM else "several, side by side",
                      "read out by": read_out(mode)} | by_labels)
     if len(rows) < 2: raise NotRun("one read-out")
-    several = (" Of several encoders there is one set for each split, so that their luck is in no interval, and no "
-               "verdict is given." if len(together) else "")
-    return (f"**Does it take this read-out?** Minus the best simple model.{several}\n\n"
+    unsure = (" Of several encoders there is one set for each split, so that their luck is in no interval, and no "
+              "verdict is given." if len(together) else "")
+    return (f"**Does it take this read-out?** Minus the best simple model.{unsure}\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 # %% ../nbs/88_recommended.ipynb #cell-26
@@ -216,18 +216,18 @@ def elsewhere(tables:Tables)->str:
                 row[words] = f"{at['n_labels']:,}: {judged(at, sizes['n_splits'])}"
             rows.append(row)
     if not rows: raise NotRun("no other part")
-    shown = [part for part in ELSEWHERE if data_name(part) in {row["where"] for row in rows}]
-    asked = {what: listed([f"*{data_name(part)}*" for part in shown if ELSEWHERE[part] == what])
-             for what in dict.fromkeys(map(ELSEWHERE.get, shown))}
-    meant = "; ".join(f"{names}: {what}" for what, names in asked.items())
+    shown, asked = {row["where"] for row in rows}, dict[str, list[str]]()
+    for part, what in ELSEWHERE.items():
+        if data_name(part) in shown: asked.setdefault(what, []).append(f"*{data_name(part)}*")
+    meant = "; ".join(f"{listed(names)}: {what}" for what, names in asked.items())
     few = (f" Where there are fewer than {ENOUGH_SPLITS} splits, with one encoder each, intervals may be too narrow, "
            "and no verdict is given." if any(int(row["splits"]) < ENOUGH_SPLITS for row in rows) else "")
     strangers = (" In the unseen cohorts none of the samples to pretrain on is of the kinds asked about, so that "
                  "self-training must mislabel them all: there, keep to logistic regression, on embedding or genes."
-                 if any(row["where"] == data_name("unseen-cohorts") for row in rows) else "")
+                 if data_name("unseen-cohorts") in shown else "")
     return ("**And elsewhere?** The recipe untouched, and its encoder under logistic regression, minus the best simple "
             "model there, which has the same samples to learn from. Before each difference: the labels. Genes are "
-            f"chosen and scaled on the labelled samples, too. {meant[:1].upper() + meant[1:]}.{few}{strangers}\n\n"
+            f"chosen and scaled on the labelled samples, too. {meant}.{few}{strangers}\n\n"
             + markdown_table(pd.DataFrame(rows)))
 
 # %% ../nbs/88_recommended.ipynb #new-34160521
@@ -242,7 +242,8 @@ def why_not_on_mrna(tables:Tables)->str:
         few = found[found["fraction"] == found["fraction"].min()].sort_values("difference", ascending=False)
         stand = listed([f"{label(row.arm)} at {as_interval(row)}" for row in few.itertuples()])
         told.append(f"on {data_name(part)} {stand}")
-    last, rows = OTHER_DATA[-1], [against_best(tables, part) for part in (SMALL, OTHER_DATA[-1])]
+    last = OTHER_DATA[-1]
+    rows = [against_best(tables, part) for part in (SMALL, last)]
     def both(at:int)->str: return " and ".join(str(as_interval(found.iloc[at])) for found in rows)
     apart = rows[0].iloc[0]["low"] > rows[1].iloc[0]["high"] and n_pretrain(SMALL) <= n_pretrain(last)
     return (f"**Why not on mRNA?** With {n_pretrain(SMALL):,} samples of microRNA to pretrain on, and with "
@@ -335,11 +336,11 @@ def how_measured(tables:Tables, runs:dict[str, Any])->str:
             f"{fewest:,}, at least two of every class; every label counts that a model was fitted or chosen by, but "
             f"settings and penalties were searched for on the labels of {searched:,} other patients; none of them is "
             "tested here, though the study below, and once an earlier form of the recipe, used the same cohort before. "
-            "An encoder sees no "
-            "sample of a validation or test patient, and no label. The best simple model is chosen anew at every "
-            f"number of labels, among {len(simple)}, by the test patients, which favours it; the intervals of the main "
-            "comparison (95 %: patients, splits, encoders and draws of labels drawn anew, both models on the same) "
-            f"take that choice as given, and nothing is corrected for the number of comparisons.{later}{cost}")
+            "An encoder sees no sample of a validation or test patient, and no label. The best simple model is chosen "
+            f"anew at every number of labels, among {len(simple)}, by the test patients, which favours it; the "
+            "intervals of the main comparison (95 %: patients, splits, encoders and draws of labels drawn anew, both "
+            "models on the same) take that choice as given, and nothing is corrected for the number of comparisons."
+            f"{later}{cost}")
 
 QUESTIONS = (share_by_share, against_the_usual, how_many_fewer, elsewhere, why_not_on_mrna)
 IN_DETAIL = (how_to_read_it_out, the_others, what_was_tried)   # folded up, for those who want to do it otherwise
